@@ -1,0 +1,15 @@
+"""nlnet_d2: long-range context, normalisation, transformer backbones and action detection for Detectron2.
+
+Importing this package fills Detectron2's registries; ``add_nlnet_config(cfg)`` adds its config keys.
+"""
+
+import warnings
+
+# detectron2 decorates functions with torch.jit.script_if_tracing when it is imported.
+warnings.filterwarnings("ignore", ".*torch.jit.*deprecated", FutureWarning)
+
+from nlnet_d2 import backbones, blocks, modeling  # noqa: E402, F401  (imported to register)
+from nlnet_d2.config import add_nlnet_config  # noqa: E402
+
+__all__ = ["add_nlnet_config"]
+__version__ = "0.1.0"

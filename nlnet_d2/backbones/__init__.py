@@ -1,0 +1,1 @@
+"""Backbones of this package; importing a file registers what it defines."""

@@ -1,0 +1,1 @@
+"""Context blocks; importing a file registers what it defines."""

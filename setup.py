@@ -1,0 +1,34 @@
+"""detectron2 itself is not on the package index: ``tools/install_detectron2.py`` installs it (see README)."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "nlnet_d2" / "__init__.py").read_text()).group(1)
+
+VIDEO = ["av>=12"]  # frame-accurate decoding with strict errors; the wheels bring FFmpeg
+DEV = ["pytest>=8", "ruff>=0.9"]
+
+setup(
+    name="nlnet_d2",
+    version=VERSION,
+    description="Long-range context, normalisation, transformer backbones and action detection for Detectron2",
+    long_description=(ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=("nlnet_d2", "nlnet_d2.*")),
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.4",
+        "torchvision>=0.19",
+        "numpy>=1.26",
+        "Pillow>=10",
+        "pycocotools>=2.0.7",
+        "faster-coco-eval>=1.6.5",  # compiled COCO evaluation: detectron2's own lives in its C++ module
+        "safetensors>=0.4.3",
+        "tqdm>=4.60",
+    ],
+    extras_require={"video": VIDEO, "opencv": ["opencv-python-headless>=4.8"], "dev": DEV},
+)
