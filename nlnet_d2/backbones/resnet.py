@@ -1,0 +1,201 @@
+"""ResNet and ResNeXt (arXiv 1512.03385, 1611.05431) whose residual blocks carry context blocks.
+
+Everything but the context blocks is Detectron2's own, names of parameters included: a context block is a
+child of the residual block it belongs to (``res4.4.after_add.0.theta.weight``), so pretrained weights fit.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.modeling.backbone import FPN, BasicStem, ResNet
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock, DeformBottleneckBlock
+from torch import nn
+from torch.nn import functional as F
+
+from nlnet_d2.blocks.base import KEY, BlockSpec, place_blocks
+
+STAGES = ("res2", "res3", "res4", "res5")
+DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+
+
+class ContextBlockMixin(nn.Module):
+    """Makes one of Detectron2's residual blocks run the context blocks of ``context``, a list of specs."""
+
+    convs = ("conv1", "conv2", "conv3")
+
+    def __init__(self, in_channels: int, out_channels: int, *, context: Sequence[BlockSpec] = (), **kwargs):
+        super().__init__(in_channels, out_channels, **kwargs)
+        blocks: dict[str, list[nn.Module]] = {}
+        for spec in context:
+            if spec.position != "after_add" and spec.position.removeprefix("after_") not in self.convs:
+                raise ValueError(f"{KEY}: {spec.name}: a basic residual block has no {spec.position[6:]}")
+            inner = spec.position in ("after_conv1", "after_conv2")
+            channels = getattr(self, spec.position[6:]).out_channels if inner else out_channels
+            blocks.setdefault(spec.position, []).append(spec.build(channels))
+        for position, modules in blocks.items():
+            self.add_module(position, nn.Sequential(*modules))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: (N, C, H, W) -> (N, C', H / stride, W / stride)."""
+        out = x
+        for name in self.convs:
+            out = self._convolve(name, out)
+            if name != self.convs[-1]:
+                out = F.relu_(out)
+            out = self._context(f"after_{name}", out)
+        out += x if self.shortcut is None else self.shortcut(x)
+        return self._context("after_add", F.relu_(out))
+
+    def _convolve(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        return getattr(self, name)(x)
+
+    def _context(self, position: str, x: torch.Tensor) -> torch.Tensor:
+        blocks = getattr(self, position, None)
+        return x if blocks is None else blocks(x)
+
+
+class ContextBasicBlock(ContextBlockMixin, BasicBlock):
+    """The residual block of R18 and R34."""
+
+    convs = ("conv1", "conv2")
+
+
+class ContextBottleneckBlock(ContextBlockMixin, BottleneckBlock):
+    """The residual block of R50 and deeper."""
+
+
+class ContextDeformBottleneckBlock(ContextBlockMixin, DeformBottleneckBlock):
+    """The residual block with a deformable 3x3 convolution (arXiv 1703.06211, 1811.11168)."""
+
+    def _convolve(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        if name != "conv2":
+            return super()._convolve(name, x)
+        offset = self.conv2_offset(x)
+        if not self.deform_modulated:
+            return self.conv2(x, offset)
+        y, x_, mask = offset.chunk(3, dim=1)
+        return self.conv2(x, torch.cat((y, x_), dim=1), mask.sigmoid())
+
+
+@BACKBONE_REGISTRY.register()
+class ContextResNet(ResNet):
+    """Detectron2's ResNet with context blocks.
+
+    Args:
+        depth: 18, 34, 50, 101 or 152.
+        blocks: entries of ``MODEL.CONTEXT.BLOCKS``, see ``nlnet_d2/blocks/base.py``.
+        num_groups, width_per_group: groups of the 3x3 convolutions and their width in res2 (ResNeXt: 32 x 4).
+        res2_channels: output channels of res2, doubled at each stage; None for 64 (R18, R34) or 256.
+        deform_on_per_stage: which of res2 ... res5 have deformable 3x3 convolutions.
+        freeze_at: number of stages to freeze, the stem counted.
+        The rest as in ``MODEL.RESNETS`` of Detectron2.
+
+    Input (N, in_channels, H, W), output a dict of (N, C, H / stride, W / stride) by stage.
+
+    Raises:
+        ValueError: an impossible block spec, a context block in a stage that ``freeze_at`` freezes, or
+            bottleneck options for a depth without bottlenecks.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        depth: int = 50,
+        blocks: Sequence[dict] = (),
+        norm: str = "FrozenBN",
+        num_groups: int = 1,
+        width_per_group: int = 64,
+        stride_in_1x1: bool = True,
+        stem_channels: int = 64,
+        res2_channels: int | None = None,
+        res5_dilation: int = 1,
+        deform_on_per_stage: Sequence[bool] = (False, False, False, False),
+        deform_modulated: bool = False,
+        deform_num_groups: int = 1,
+        in_channels: int = 3,
+        out_features: Sequence[str] = STAGES,
+        freeze_at: int = 0,
+    ):
+        if depth < 50 and (any(deform_on_per_stage) or num_groups != 1 or res5_dilation != 1):
+            raise ValueError(f"R{depth} has no bottlenecks: no deformable, grouped or dilated convolutions")
+        placed = place_blocks(blocks, dict(zip(STAGES, DEPTHS[depth], strict=True)))
+        _refuse_frozen(placed, freeze_at)
+        res2_channels = res2_channels or (64 if depth < 50 else 256)
+        stages, channels = [], stem_channels
+        for i, context in enumerate(placed.values()):
+            dilation = res5_dilation if i == 3 else 1
+            kwargs = {"block_class": ContextBasicBlock}
+            if depth >= 50:
+                kwargs = {
+                    "block_class": ContextBottleneckBlock,
+                    "bottleneck_channels": num_groups * width_per_group * 2**i,
+                    "num_groups": num_groups,
+                    "stride_in_1x1": stride_in_1x1,
+                    "dilation": dilation,
+                }
+            if deform_on_per_stage[i]:
+                kwargs["block_class"] = ContextDeformBottleneckBlock
+                kwargs |= {"deform_modulated": deform_modulated, "deform_num_groups": deform_num_groups}
+            stride = 1 if i == 0 or dilation > 1 else 2
+            stage = self.make_stage(
+                num_blocks=len(context),
+                in_channels=channels,
+                out_channels=res2_channels * 2**i,
+                norm=norm,
+                stride_per_block=[stride] + [1] * (len(context) - 1),
+                context_per_block=context,
+                **kwargs,
+            )
+            channels = stage[-1].out_channels
+            stages.append(stage)
+        stem = BasicStem(in_channels=in_channels, out_channels=stem_channels, norm=norm)
+        super().__init__(stem, stages, out_features=list(out_features), freeze_at=freeze_at)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape: ShapeSpec) -> dict:
+        resnets = cfg.MODEL.RESNETS
+        return {
+            "depth": resnets.DEPTH,
+            "blocks": cfg.MODEL.CONTEXT.BLOCKS,
+            "norm": resnets.NORM,
+            "num_groups": resnets.NUM_GROUPS,
+            "width_per_group": resnets.WIDTH_PER_GROUP,
+            "stride_in_1x1": resnets.STRIDE_IN_1X1,
+            "stem_channels": resnets.STEM_OUT_CHANNELS,
+            "res2_channels": resnets.RES2_OUT_CHANNELS,
+            "res5_dilation": resnets.RES5_DILATION,
+            "deform_on_per_stage": resnets.DEFORM_ON_PER_STAGE,
+            "deform_modulated": resnets.DEFORM_MODULATED,
+            "deform_num_groups": resnets.DEFORM_NUM_GROUPS,
+            "in_channels": input_shape.channels,
+            "out_features": resnets.OUT_FEATURES,
+            "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
+        }
+
+
+def _refuse_frozen(placed: dict[str, list[list[BlockSpec]]], freeze_at: int) -> None:
+    """A context block that starts as the identity and is frozen stays one for ever: say so at once."""
+    for i, (stage, contexts) in enumerate(placed.items(), start=2):
+        if freeze_at >= i and any(contexts):
+            raise ValueError(
+                f"{KEY} puts a block in {stage}, which MODEL.BACKBONE.FREEZE_AT={freeze_at} freezes: it "
+                f"could never learn. Set FREEZE_AT to {i - 1} or less, or move the block to a later stage"
+            )
+
+
+@BACKBONE_REGISTRY.register()
+def build_context_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
+    """``ContextResNet`` with Detectron2's FPN (arXiv 1612.03144): maps p2 ... p6."""
+    return FPN(
+        bottom_up=ContextResNet(cfg, input_shape),
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=LastLevelMaxPool(),
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )

@@ -1,0 +1,129 @@
+"""Non-local block: "Non-local Neural Networks", Wang et al. 2018, arXiv 1711.07971.
+
+Deliberately different from public code: the pairwise matrix f, (positions x positions), is never formed where
+the result does not need it. Softmax goes through scaled_dot_product_attention; the dot product is
+re-associated, theta (phi^T g), which makes its cost linear in the number of positions.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from nlnet_d2.blocks.base import BLOCKS
+from nlnet_d2.layers.norm import get_norm
+
+MODES = ("embedded_gaussian", "gaussian", "dot_product", "concatenation")
+
+
+@BLOCKS.register()
+class NonLocal(nn.Module):
+    """z_i = W_z y_i + x_i with y_i = 1/C(x) sum_j f(x_i, x_j) g(x_j) (eqs. 1 and 6).
+
+    Args:
+        channels: C of x.
+        dim: 2 for x (N, C, H, W), 3 for x (N, C, T, H, W).
+        mode: f and its normaliser C(x) (section 3.2), with theta, phi, g: C -> C' = C / reduction;
+            "embedded_gaussian": exp(theta_i . phi_j), softmax over j;
+            "gaussian": exp(x_i . x_j), softmax over j, no theta and phi;
+            "dot_product": theta_i . phi_j, divided by the number of positions j;
+            "concatenation": ReLU(w_f . [theta_i, phi_j]), divided by the number of positions j.
+        reduction: C / C'.
+        use_scale: multiply the logits of the embedded Gaussian by C'^-1/2, as the authors' code does; the
+            paper's equation 4 has no such factor.
+        subsample: window (and stride) of the max-pooling of keys and values (section 3.3, "subsampling
+            trick"): one integer (over H and W only) or one per dimension of x; 1 for none.
+        subsample_at: pool "before" phi and g (the authors' code) or "after" them (the paper's text). The
+            results differ, for a maximum does not commute with a linear map.
+        norm: normalisation after W_z, "" for none. It starts at zero, so that the block starts as the
+            identity (section 4.1); under FrozenBN and without a norm W_z starts at zero instead, because the
+            weight of a frozen norm would stay zero for ever.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        dim: int = 2,
+        mode: str = "embedded_gaussian",
+        reduction: int = 2,
+        use_scale: bool = True,
+        subsample: int | list[int] = 1,
+        subsample_at: str = "before",
+        norm: str = "BN",
+    ):
+        super().__init__()
+        if mode not in MODES:
+            raise ValueError(f"MODE {mode!r} is unknown; choose one of {', '.join(MODES)}")
+        if subsample_at not in ("before", "after"):
+            raise ValueError(f"SUBSAMPLE_AT {subsample_at!r} is unknown; choose before or after")
+        if not 1 <= reduction <= channels:
+            raise ValueError(f"REDUCTION {reduction} leaves no channels")
+        if isinstance(subsample, int):
+            subsample = [1] * (dim - 2) + [subsample] * 2
+        if len(subsample) != dim or min(subsample) < 1:
+            raise ValueError(f"SUBSAMPLE {subsample} needs {dim} windows of at least 1")
+        self.mode, self.window, self.subsample_at = mode, tuple(subsample), subsample_at
+        self.max_pool = F.max_pool2d if dim == 2 else F.max_pool3d
+        inner = channels // reduction
+        self.scale = inner**-0.5 if use_scale and mode == "embedded_gaussian" else 1.0
+
+        conv = nn.Conv2d if dim == 2 else nn.Conv3d
+        self.g = conv(channels, inner, 1)
+        if mode != "gaussian":
+            self.theta = conv(channels, inner, 1)
+            self.phi = conv(channels, inner, 1)
+        if mode == "concatenation":
+            self.w_f = nn.Linear(2 * inner, 1, bias=False)
+        self.out = conv(inner, channels, 1)  # W_z
+        self.norm = get_norm(norm, channels, dim) or nn.Identity()
+        self._init_weights(trainable_norm=norm not in ("", "FrozenBN"))
+
+    def _init_weights(self, trainable_norm: bool) -> None:
+        for layer in self.children():
+            if isinstance(layer, (nn.Conv2d, nn.Conv3d)):
+                nn.init.normal_(layer.weight, std=0.01)  # the authors' CONV_INIT_STD
+                nn.init.zeros_(layer.bias)
+        nn.init.zeros_(self.norm.weight if trainable_norm else self.out.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: (N, C, H, W) or (N, C, T, H, W) -> the same shape."""
+        theta, phi, g = self._project(x)
+        y = self._aggregate(theta, phi, g)  # (N, P, C')
+        y = y.transpose(1, 2).reshape(x.shape[0], -1, *x.shape[2:])  # (N, C', H, W)
+        return x + self.norm(self.out(y))
+
+    def attention(self, x: torch.Tensor) -> torch.Tensor:
+        """The matrix f / C(x) that ``forward`` applies without forming it: (N, P queries, M keys)."""
+        theta, phi, _ = self._project(x)
+        return self._pairwise(theta, phi)
+
+    def _project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """theta (N, P, C'), phi and g (N, M, C'), with M sub-sampled positions."""
+        before = self._subsample(x) if self.subsample_at == "before" else x
+        theta = x if self.mode == "gaussian" else self.theta(x)
+        phi = before if self.mode == "gaussian" else self.phi(before)
+        g = self.g(before)
+        if self.subsample_at == "after":
+            phi, g = self._subsample(phi), self._subsample(g)
+        return tuple(t.flatten(2).transpose(1, 2) for t in (theta, phi, g))
+
+    def _subsample(self, x: torch.Tensor) -> torch.Tensor:
+        window = [min(w, size) for w, size in zip(self.window, x.shape[2:], strict=True)]
+        return x if max(window) == 1 else self.max_pool(x, window)
+
+    def _aggregate(self, theta: torch.Tensor, phi: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+        """y = f / C(x) g: (N, P, C')."""
+        if self.mode.endswith("gaussian"):
+            q, k, v = (t.unsqueeze(1) for t in (theta, phi, g))  # one head
+            return F.scaled_dot_product_attention(q, k, v, scale=self.scale).squeeze(1)
+        if self.mode == "dot_product":
+            return theta @ (phi.transpose(1, 2) @ g / g.shape[1])
+        return self._pairwise(theta, phi) @ g
+
+    def _pairwise(self, theta: torch.Tensor, phi: torch.Tensor) -> torch.Tensor:
+        """f / C(x), formed: (N, P, M)."""
+        if self.mode == "concatenation":
+            w_theta, w_phi = self.w_f.weight.chunk(2, dim=1)
+            return F.relu(theta @ w_theta.t() + (phi @ w_phi.t()).transpose(1, 2)) / phi.shape[1]
+        f = theta @ phi.transpose(1, 2)
+        return f / phi.shape[1] if self.mode == "dot_product" else (f * self.scale).softmax(dim=-1)
