@@ -1,0 +1,78 @@
+"""What other projects rely on: registration by import, one config function, Lazy configs and plain Python."""
+
+import subprocess
+import sys
+
+import torch
+from detectron2.config import LazyCall as L
+from detectron2.config import get_cfg, instantiate
+from detectron2.modeling import FPN, build_backbone
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+
+import nlnet_d2
+from nlnet_d2.backbones.resnet import ContextResNet
+
+BLOCK = {"NAME": "NonLocal", "AT": {"res4": [-2]}}
+
+
+def test_import_alone_fills_the_registries():
+    script = (
+        "import nlnet_d2\n"
+        "from detectron2.modeling import BACKBONE_REGISTRY as B\n"
+        "from nlnet_d2.blocks import BLOCKS\n"
+        "assert 'build_context_resnet_fpn_backbone' in B and 'ContextResNet' in B\n"
+        "assert 'NonLocal' in BLOCKS\n"
+        "from detectron2.config import get_cfg\n"
+        "cfg = get_cfg()\n"
+        "before = cfg.dump()\n"
+        "nlnet_d2.add_nlnet_config(cfg)\n"
+        "assert cfg.dump() != before and 'CONTEXT' in cfg.MODEL\n"
+        "assert get_cfg().dump() == before, 'the defaults of detectron2 are left alone'\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_defaults_are_those_of_detectron2():
+    """add_nlnet_config only adds keys."""
+    stock, ours = get_cfg(), get_cfg()
+    nlnet_d2.add_nlnet_config(ours)
+
+    def leaves(node, prefix=""):
+        for key, value in node.items():
+            if hasattr(value, "items"):
+                yield from leaves(value, f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}", value
+
+    ours = dict(leaves(ours))
+    for key, value in leaves(stock):
+        assert ours[key] == value, key
+
+
+def test_yaml_in_another_project():
+    cfg = get_cfg()
+    nlnet_d2.add_nlnet_config(cfg)
+    cfg.merge_from_list(["MODEL.BACKBONE.NAME", "ContextResNet", "MODEL.CONTEXT.BLOCKS", str([BLOCK])])
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res3", "res5"]
+    backbone = build_backbone(cfg)
+    shapes = backbone.output_shape()
+    assert {name: (s.channels, s.stride) for name, s in shapes.items()} == {
+        "res3": (512, 8),
+        "res5": (2048, 32),
+    }
+    with torch.no_grad():
+        features = backbone(torch.randn(1, 3, 64, 96))
+    assert features["res5"].shape == (1, 2048, 2, 3)
+
+
+def test_lazy_config():
+    lazy = L(FPN)(
+        bottom_up=L(ContextResNet)(depth=18, norm="GN", blocks=[BLOCK]),
+        in_features=["res2", "res3", "res4", "res5"],
+        out_channels=32,
+        top_block=L(LastLevelMaxPool)(),
+    )
+    backbone = instantiate(lazy)
+    assert backbone.bottom_up.res4[0].after_add[0].theta.in_channels == 256
+    with torch.no_grad():
+        assert set(backbone(torch.randn(1, 3, 64, 64))) == {"p2", "p3", "p4", "p5", "p6"}
