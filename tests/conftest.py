@@ -1,0 +1,1 @@
+"""Shared by all tests. pytest puts this folder on ``sys.path``: ``import deterministic`` works everywhere."""
