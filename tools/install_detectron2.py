@@ -1,16 +1,17 @@
 #!/usr/bin/env python
 """Install detectron2 0.6 from the package index: no compiler, no git host, no CUDA toolkit.
 
-The index holds detectron2 0.6 as the source archive ``pb1-detectron2``: the Python files of upstream's tag v0.6
-without the C++ sources. This script fetches that archive with pip (hash-checked), applies the repairs listed in
-``REPAIRS``, adds ``detectron2_stand_in.py`` as ``detectron2/_C.py`` and installs the result as a pure-Python
-wheel named ``detectron2``. A detectron2 that can be imported already is left alone.
+The index holds detectron2 0.6 as the source archive ``pb1-detectron2``: the Python files of upstream's tag
+v0.6 without the C++ sources. This script fetches that archive with pip (hash-checked), applies the repairs
+listed in ``REPAIRS``, adds ``detectron2_stand_in.py`` as ``detectron2/_C.py`` and installs the result as a
+pure-Python wheel named ``detectron2``. Any other detectron2 that can be imported is left alone.
 
-    python tools/install_detectron2.py            # into the running interpreter's environment
+    python tools/install_detectron2.py                   # into the environment of this python
     python tools/install_detectron2.py --wheel-dir DIR   # only build the wheel
 """
 
 import argparse
+import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -21,7 +22,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-VERSION = "0.6+nlnet1"  # the local label counts the revisions of REPAIRS
+VERSION = "0.6+nlnet1"  # the local label counts the revisions of REPAIRS, SETUP and the stand-in
 ARCHIVE = "pb1-detectron2==0.6"
 SHA256 = "5d2e9e51e523ec72f6a31cca04b0a515492e9514b773a3d134cedc0677170b29"
 # Any pip from 23.2 to 26.1 accepts the archive's metadata; 26.3 refuses it because of a direct-URL extra.
@@ -58,12 +59,20 @@ REPAIRS = (
         "self._rng.sample(sorted(self._fallback_candidates), k=1)",
         "Python >= 3.11 does not sample from a set, so a mapper that returns None killed the run",
     ),
-    Repair("model_zoo/model_zoo.py", 1, "import pkg_resources\n", "from importlib import resources\n", NO_PKG),
     Repair(
         "model_zoo/model_zoo.py",
         1,
-        'pkg_resources.resource_filename(\n        "detectron2.model_zoo", os.path.join("configs", config_path)\n    )',
-        'str(\n        resources.files("detectron2.model_zoo") / "configs" / config_path\n    )',
+        "import pkg_resources\n",
+        "from importlib import resources\n",
+        NO_PKG,
+    ),
+    Repair(
+        "model_zoo/model_zoo.py",
+        1,
+        "pkg_resources.resource_filename(\n"
+        '        "detectron2.model_zoo", os.path.join("configs", config_path)\n'
+        "    )",
+        'str(resources.files("detectron2.model_zoo") / "configs" / config_path)',
         NO_PKG,
     ),
     Repair(
@@ -80,7 +89,13 @@ REPAIRS = (
         "COCOeval_opt = COCOeval  # the C++ evaluator is part of detectron2._C\n",
         NO_C,
     ),
-    Repair("layers/deform_conv.py", 1, "\ndeform_conv = _DeformConv.apply\n", "\ndeform_conv = _C.deform_conv\n", NO_C),
+    Repair(
+        "layers/deform_conv.py",
+        1,
+        "\ndeform_conv = _DeformConv.apply\n",
+        "\ndeform_conv = _C.deform_conv\n",
+        NO_C,
+    ),
     Repair(
         "layers/deform_conv.py",
         1,
@@ -98,7 +113,7 @@ REPAIRS = (
 )
 
 # Replaces the archive's setup.py, which compiles detectron2._C and drops the model-zoo configs from wheels.
-# The requirements are upstream's without those of Caffe2 and of the code formatter.
+# The requirements: upstream's, those it takes for granted, not those of Caffe2 and of the code formatter.
 SETUP = f"""
 from setuptools import find_packages, setup
 
@@ -117,6 +132,9 @@ setup(
     package_data={{"detectron2.model_zoo": ["configs/**/*.yaml", "configs/**/*.py"]}},
     python_requires=">=3.8",
     install_requires=[
+        "torch>=1.8",
+        "torchvision",
+        "numpy",
         "Pillow>=7.1",
         "matplotlib",
         "pycocotools>=2.0.2",
@@ -135,18 +153,22 @@ setup(
 """
 
 
+def fail(message: str):
+    sys.exit(f"install_detectron2: {message}")
+
+
 def run(*command, **environment):
     """Run ``python command...`` of this interpreter; stop with the command line if it fails."""
     command = [sys.executable, *map(str, command)]
     if subprocess.run(command, env={**os.environ, **environment}).returncode:
-        sys.exit(f"install_detectron2: this command failed: {' '.join(command)}")
+        fail(f"this command failed: {' '.join(command)}")
 
 
 def fetch(directory: Path) -> Path:
     """Download and unpack the archive; returns the folder of its sources.
 
-    pip prepares the metadata of a source archive that it downloads, and this archive's setup.py imports torch:
-    hence no build isolation.
+    pip prepares the metadata of a source archive that it downloads, and this archive's setup.py imports
+    torch: hence no build isolation.
     """
     tools, downloads = directory / "pip", directory / "download"
     run("-m", "pip", "install", "--quiet", "--target", tools, *FETCH_WITH)
@@ -167,7 +189,7 @@ def repair(source: Path) -> None:
         path = source / "detectron2" / file
         text = path.read_text()
         if text.count(old) != count:
-            sys.exit(f"install_detectron2: {file} has {text.count(old)} times {old!r}, expected {count}")
+            fail(f"detectron2/{file} has {text.count(old)} times {old!r}, expected {count}")
         path.write_text(text.replace(old, new))
     shutil.copyfile(Path(__file__).with_name("detectron2_stand_in.py"), source / "detectron2" / "_C.py")
     (source / "setup.py").write_text(SETUP)
@@ -184,20 +206,42 @@ def build_wheel(wheel_dir: Path) -> Path:
     return wheel
 
 
+def is_installed() -> bool:
+    """Whether there is a detectron2 to leave alone: this revision of ours, or any other that imports."""
+    try:
+        found = importlib.metadata.distribution("detectron2")
+    except importlib.metadata.PackageNotFoundError:
+        found = None
+    if found and "+nlnet" in found.version:
+        is_complete = found.read_text("RECORD") is not None  # pip writes it last
+        return found.version == VERSION and is_complete
+    command = [sys.executable, "-c", "import detectron2.layers, detectron2.modeling"]
+    probe = subprocess.run(command, capture_output=True, text=True)
+    if found and probe.returncode:
+        *_, error = probe.stderr.strip().splitlines()
+        fail(
+            f"detectron2 {found.version} is installed, but importing it says: {error}\n"
+            "Build it again for the PyTorch you have, or remove it to get ours: pip uninstall detectron2"
+        )
+    return probe.returncode == 0
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--wheel-dir", type=Path, help="build the wheel into this folder and install nothing")
+    parser.add_argument("--wheel-dir", type=Path, help="build the wheel into this folder, install nothing")
     args = parser.parse_args()
+    needs = {"pip": "python -m ensurepip", "torch": "pip install torch torchvision"}
+    for module, remedy in needs.items():
+        if not importlib.util.find_spec(module):
+            fail(f"{sys.executable} has no {module}, first run: {remedy}")
     if args.wheel_dir:
         print(f"built {build_wheel(args.wheel_dir)}")
         return
-    if importlib.util.find_spec("detectron2"):
+    if is_installed():
         print("detectron2 is installed already: left as it is")
         return
-    if not importlib.util.find_spec("torch"):
-        sys.exit("install_detectron2: install torch and torchvision first: pip install torch torchvision")
     with tempfile.TemporaryDirectory(prefix="detectron2-wheel-") as temporary:
         run("-m", "pip", "install", "--quiet", build_wheel(Path(temporary)))
     run("-c", "import detectron2.layers, detectron2.model_zoo; print('detectron2', detectron2.__version__)")
