@@ -8,7 +8,7 @@ import warnings
 # detectron2 decorates functions with torch.jit.script_if_tracing when it is imported.
 warnings.filterwarnings("ignore", ".*torch.jit.*deprecated", FutureWarning)
 
-from nlnet_d2 import backbones, blocks, modeling  # noqa: E402, F401  (imported to register)
+from nlnet_d2 import backbones, blocks, data, modeling  # noqa: E402, F401  (imported to register)
 from nlnet_d2.config import add_nlnet_config  # noqa: E402
 
 __all__ = ["add_nlnet_config"]
