@@ -1,5 +1,5 @@
 """Backbones of this package; importing a file registers what it defines."""
 
-from nlnet_d2.backbones import resnet
+from nlnet_d2.backbones import mvit, resnet, vit, vit_pyramid
 
-__all__ = ["resnet"]
+__all__ = ["mvit", "resnet", "vit", "vit_pyramid"]

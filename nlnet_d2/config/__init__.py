@@ -9,3 +9,65 @@ def add_nlnet_config(cfg: CN) -> None:
     # for example [{NAME: NonLocal, AT: {res4: [-2]}}]; see blocks/base.py.
     cfg.MODEL.CONTEXT = CN()
     cfg.MODEL.CONTEXT.BLOCKS = []
+    # Side in pixels to which every image of a batch is padded, 0 for a multiple of the largest stride only.
+    # Read by the transformer backbones; an image that is larger is an error.
+    cfg.MODEL.FPN.SQUARE_PAD = 0
+    # How training images are varied: stock (MIN_SIZE_TRAIN, RANDOM_FLIP, CROP), large_scale_jitter or
+    # crop_or_resize; see data/augmentation.py.
+    cfg.INPUT.AUGMENTATION = "stock"
+    cfg.INPUT.JITTER = CN()
+    cfg.INPUT.JITTER.SIZE = 1024  # side of the crop in pixels
+    cfg.INPUT.JITTER.SCALES = [0.1, 2.0]  # image size relative to it
+    _add_vit(cfg.MODEL)
+    _add_mvit(cfg.MODEL)
+    _add_solver(cfg.SOLVER)
+    _add_run(cfg)
+
+
+def _add_vit(model: CN) -> None:
+    """``MODEL.VIT``: the plain vision transformer, by default ViT-B of ViTDet; see backbones/vit.py."""
+    model.VIT = CN()
+    model.VIT.IMG_SIZE = 1024  # side of the training images in pixels
+    model.VIT.PATCH_SIZE = 16
+    model.VIT.EMBED_DIM = 768
+    model.VIT.DEPTH = 12
+    model.VIT.NUM_HEADS = 12
+    model.VIT.DROP_PATH_RATE = 0.1
+    model.VIT.WINDOW_SIZE = 14  # in patches; 0: every block attends across the whole map
+    model.VIT.GLOBAL_BLOCKS = [2, 5, 8, 11]  # blocks that attend across the whole map
+    model.VIT.RESIDUAL_BLOCKS = []  # blocks followed by residual convolutions, instead of global attention
+    model.VIT.RESIDUAL_BLOCK = "bottleneck"  # their kind: naive, basic or bottleneck
+    model.VIT.REL_POS = True  # relative positions in every block
+    model.VIT.PRETRAIN_IMG_SIZE = 224  # image side of the pre-training, the size of the absolute positions
+    model.VIT.PRETRAIN_CLS_TOKEN = True  # the absolute positions begin with one of a class token
+    model.VIT.ACT_CHECKPOINT = False  # recompute the blocks in the backward pass: less memory, more time
+
+
+def _add_mvit(model: CN) -> None:
+    """``MODEL.MVIT``: the multiscale vision transformer, by default MViTv2-T; see backbones/mvit.py."""
+    model.MVIT = CN()
+    model.MVIT.IMG_SIZE = 224  # image side of the pre-training, the size of the relative positions
+    model.MVIT.EMBED_DIM = 96
+    model.MVIT.DEPTHS = [1, 2, 5, 2]
+    model.MVIT.NUM_HEADS = 1
+    model.MVIT.WINDOW_SIZE = 56  # of the first stage, in its tokens
+    model.MVIT.KV_STRIDE = 4  # pooling of keys and values in the first stage
+    model.MVIT.EXPAND_ATTN = True  # channels grow in the attention; False: in the perceptron (MViTv2_L_in1k)
+    model.MVIT.DROP_PATH_RATE = 0.2
+    model.MVIT.ACT_CHECKPOINT = False  # recompute the blocks in the backward pass: less memory, more time
+
+
+def _add_solver(solver: CN) -> None:
+    solver.OPTIMIZER = "SGD"  # or AdamW
+    solver.LAYER_DECAY = 1.0  # learning rate of a transformer block relative to the one above it
+    # Parameters of these names are not decayed; norms and biases: WEIGHT_DECAY_NORM, WEIGHT_DECAY_BIAS.
+    solver.NO_DECAY = ["pos_embed", "rel_pos_h", "rel_pos_w"]
+
+
+def _add_run(cfg: CN) -> None:
+    """What the trainer and the data sets of one's own add; see engine/trainer.py and data/datasets/coco.py."""
+    # Data sets in COCO format, a list of {NAME, JSON, IMAGES}: name for TRAIN and TEST, file, image folder.
+    cfg.DATASETS.REGISTER = []
+    cfg.SOLVER.AMP.PRECISION = "auto"  # fp16 or bf16; auto: fp16 on a GPU, bf16 on a CPU
+    cfg.SOLVER.CHECKPOINTS_TO_KEEP = 0  # the last so many (and the best); 0: all
+    cfg.TEST.BEST_METRIC = "bbox/AP"  # by which model_best.pth is chosen, with EVAL_PERIOD > 0

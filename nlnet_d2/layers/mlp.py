@@ -1,0 +1,24 @@
+"""The perceptron of transformer blocks (arXiv 1706.03762, section 3.3), and how linear layers start."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class Mlp(nn.Module):
+    """(..., dim) -> (..., out_dim): linear, GELU, linear; the hidden width is 4 * dim."""
+
+    def __init__(self, dim: int, out_dim: int):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, 4 * dim)
+        self.fc2 = nn.Linear(4 * dim, out_dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+def init_linear(module: nn.Module) -> None:
+    """Start a linear layer as ViT does; for ``Module.apply``."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
