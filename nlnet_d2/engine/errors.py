@@ -1,0 +1,35 @@
+"""The ways a run can end early, with the exit code of each."""
+
+import signal
+import sys
+from collections.abc import Callable
+
+from nlnet_d2.checkpoint.checkpointer import CheckpointError
+from nlnet_d2.data.errors import DataError
+
+
+class ConfigError(ValueError):
+    """A config or command line that cannot work; the message names the key and the remedy."""
+
+
+class Diverged(FloatingPointError):
+    """Training produced a number that is not finite."""
+
+
+EXIT_CODES = {ConfigError: 2, DataError: 3, CheckpointError: 3, FloatingPointError: 4}
+
+
+def exit_code(function: Callable, *args) -> int:
+    """Call a function; returns how it ended: 0, one of ``EXIT_CODES``, or 130 for Ctrl-C. Says why on stderr.
+
+    Other exceptions are bugs, and pass.
+    """
+    try:
+        function(*args)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 128 + signal.SIGINT
+    except tuple(EXIT_CODES) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
+    return 0

@@ -1,0 +1,89 @@
+"""Hooks that Detectron2 lacks: stop on a signal with everything saved, keep the best model."""
+
+import logging
+import signal
+import threading
+
+from detectron2.engine import HookBase
+from detectron2.engine.hooks import BestCheckpointer
+from detectron2.utils import comm
+
+from nlnet_d2.engine.loader import STEP
+from nlnet_d2.engine.seeding import seed_all
+
+logger = logging.getLogger(__name__)
+
+
+class SeedIterations(HookBase):
+    """Gives every iteration of every process random numbers of its own (see ``seeding``)."""
+
+    def before_step(self) -> None:
+        seed_all(self.trainer.seed, STEP, comm.get_rank(), self.trainer.iter)
+
+
+class StopOnSignal(HookBase):
+    """SIGTERM (what clusters send before they take a machine away) and SIGINT (Ctrl-C): finish the iteration,
+    save, and leave with KeyboardInterrupt or exit code 143.
+
+    During a periodic evaluation there is no iteration to finish: it is cut short. After training the signals
+    have their usual effect again. Further signals change nothing; SIGQUIT (Ctrl-\\) ends at once.
+
+    Stands after the periodic checkpointer and before the evaluation.
+    """
+
+    def __init__(self):
+        self._received: int | None = None
+        self._step_is_complete = False
+        self._previous = {}
+
+    def before_train(self) -> None:
+        if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
+            self._previous = {s: signal.signal(s, self._receive) for s in (signal.SIGTERM, signal.SIGINT)}
+
+    def before_step(self) -> None:
+        self._step_is_complete = False
+
+    def after_step(self) -> None:
+        self._step_is_complete = True
+        alone = comm.get_world_size() == 1
+        stop = self._received if alone else self.trainer.step.stop
+        if stop and self.trainer.iter + 1 < self.trainer.max_iter:
+            self._received = self._received or signal.SIGTERM  # another process was told
+            self._leave()
+
+    def after_train(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        if self._received is None or not self._step_is_complete:
+            return
+        if self.trainer.iter < self.trainer.max_iter:
+            self.trainer.checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)
+            if self.trainer.step.stop:
+                comm.synchronize()  # a launcher kills the others as soon as one process leaves
+            logger.info("Saved after iteration %d; continue with --resume", self.trainer.iter)
+        else:
+            self._leave()  # trained to the end and saved: only the final evaluation is left out
+
+    def _receive(self, number: int, frame) -> None:
+        if self._received is not None:
+            return
+        self._received = number
+        self.trainer.step.stop_requested = True
+        logger.info("%s: stopping after this iteration", signal.Signals(number).name)
+        if self._step_is_complete:
+            self._leave()
+
+    def _leave(self) -> None:
+        if self._received == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + self._received)
+
+
+class KeepBest(BestCheckpointer):
+    """Detectron2's ``BestCheckpointer``, which also after a resume knows what the best was."""
+
+    def state_dict(self) -> dict:
+        return {"best_metric": self.best_metric, "best_iter": self.best_iter}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self.best_metric, self.best_iter = state_dict["best_metric"], state_dict["best_iter"]

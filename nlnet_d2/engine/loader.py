@@ -1,0 +1,150 @@
+"""The stream of training batches, as a function of seed and iteration.
+
+Detectron2's loader groups images by shape after decoding them and starts anew at every resume. Here the plan
+of the batches (indices only) comes first, so that skipping to iteration k costs no decoding, and each sample
+is mapped under its own seed, so that the number of workers changes nothing.
+"""
+
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+
+import torch
+from detectron2.data import DatasetFromList, DatasetMapper, MapDataset, get_detection_dataset_dicts
+from detectron2.data.build import trivial_batch_collator
+from detectron2.data.samplers import (
+    RandomSubsetTrainingSampler,
+    RepeatFactorTrainingSampler,
+    TrainingSampler,
+)
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from nlnet_d2.blocks.base import nearest
+from nlnet_d2.engine.errors import ConfigError
+from nlnet_d2.engine.seeding import seeded
+
+STEP, SAMPLE = 0, 1  # the streams of random numbers: one per iteration, one per sample
+GRACE = 20  # seconds that a loader worker lives on after SIGTERM
+
+
+def plan_batches(
+    indices: Iterable[int], is_wide: Sequence[bool], batch_size: int
+) -> Iterator[list[tuple[int, int]]]:
+    """Batches of (position, index); images that are wider than high share batches, as in Detectron2."""
+    buckets = [], []
+    for position, index in enumerate(indices):
+        bucket = buckets[is_wide[index]]
+        bucket.append((position, index))
+        if len(bucket) == batch_size:
+            yield bucket.copy()
+            bucket.clear()
+
+
+class SeededSamples(Dataset):
+    """Maps (position, index) to the sample ``index``, drawn with the random numbers of ``position``."""
+
+    def __init__(self, dataset: Dataset, *counters: int):
+        self.dataset, self.counters = dataset, counters
+
+    def __getitem__(self, item: tuple[int, int]) -> dict:
+        position, index = item
+        with seeded(*self.counters, position):
+            return self.dataset[index]
+
+
+def _outlive_signals(worker: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM reach loader workers too: let the running iteration end first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
+
+
+class TrainLoader:
+    """Endless batches (lists of mapped dicts) for this process.
+
+    Args:
+        dicts: Detectron2 dataset dicts; ``width`` and ``height`` are needed with ``group_by_aspect``.
+        mapper: maps a dict to what the model takes.
+        make_sampler: seed -> endless sampler of indices for this process, for example ``TrainingSampler``.
+        batch_size: images of this process per iteration.
+        num_workers: processes that decode; 0 decodes in this one. Does not change the batches.
+
+    Attributes:
+        seed, start_iter: set them before the first batch is taken.
+    """
+
+    def __init__(
+        self,
+        dicts: list[dict],
+        mapper: Callable[[dict], dict],
+        make_sampler: Callable[[int], Sampler],
+        *,
+        batch_size: int,
+        num_workers: int = 0,
+        group_by_aspect: bool = True,
+    ):
+        self.dataset = MapDataset(DatasetFromList(dicts, copy=False), mapper)
+        self.is_wide = [group_by_aspect and d["width"] > d["height"] for d in dicts]
+        self.make_sampler = make_sampler
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = self.start_iter = 0
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        # A generator: nothing is read before the first batch is taken, so that seed and start can come
+        # from a checkpoint (detectron2 0.6 calls iter() in the constructor of its trainer).
+        plan = plan_batches(self.make_sampler(self.seed), self.is_wide, self.batch_size)
+        yield from DataLoader(
+            SeededSamples(self.dataset, self.seed, SAMPLE, comm.get_rank()),
+            batch_sampler=islice(plan, self.start_iter, None),
+            num_workers=self.num_workers,
+            collate_fn=trivial_batch_collator,
+            worker_init_fn=_outlive_signals,
+            generator=torch.Generator(),  # its own: drawing from the global one would shift the training
+        )
+
+
+def _sampler_maker(cfg, dicts: list[dict]) -> Callable[[int], Sampler]:
+    loader = cfg.DATALOADER
+    samplers = {
+        "TrainingSampler": lambda seed: TrainingSampler(len(dicts), seed=seed),
+        "RepeatFactorTrainingSampler": lambda seed: RepeatFactorTrainingSampler(
+            RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+                dicts, loader.REPEAT_THRESHOLD
+            ),
+            seed=seed,
+        ),
+        "RandomSubsetTrainingSampler": lambda seed: RandomSubsetTrainingSampler(
+            len(dicts), loader.RANDOM_SUBSET_RATIO, seed_shuffle=seed, seed_subset=seed
+        ),
+    }
+    if loader.SAMPLER_TRAIN not in samplers:
+        hint = nearest(loader.SAMPLER_TRAIN, list(samplers))
+        raise ConfigError(f"DATALOADER.SAMPLER_TRAIN: unknown {loader.SAMPLER_TRAIN!r}; {hint}")
+    return samplers[loader.SAMPLER_TRAIN]
+
+
+def build_train_loader(cfg, mapper: Callable[[dict], dict] | None = None) -> TrainLoader:
+    """The loader of DATASETS.TRAIN; ``mapper`` defaults to Detectron2's ``DatasetMapper``.
+
+    Raises:
+        ConfigError: the batch cannot be divided among the processes, or an unknown sampler.
+    """
+    world_size, total = comm.get_world_size(), cfg.SOLVER.IMS_PER_BATCH
+    if total % world_size or total < 1:
+        raise ConfigError(f"SOLVER.IMS_PER_BATCH = {total} must be a multiple of the {world_size} processes")
+    keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
+    dicts = get_detection_dataset_dicts(
+        cfg.DATASETS.TRAIN,
+        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        min_keypoints=keypoints,
+        proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
+    )
+    return TrainLoader(
+        dicts,
+        mapper or DatasetMapper(cfg, is_train=True),
+        _sampler_maker(cfg, dicts),
+        batch_size=total // world_size,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        group_by_aspect=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+    )

@@ -1,0 +1,60 @@
+"""The progress bar that stands for the printed lines where a person looks at a terminal."""
+
+import logging
+import sys
+
+import torch
+from detectron2.utils.events import EventWriter, get_event_storage
+from tqdm import tqdm
+
+LOGGERS = ("detectron2", "fvcore", "nlnet_d2")
+
+
+class ProgressBar(EventWriter):
+    """Iterations, rate, time left, loss, learning rate, images per second and GPU memory in one line.
+
+    ``log.txt`` keeps the printed lines.
+
+    Args:
+        max_iter: iterations of the whole training.
+        batch_size: images per iteration of all processes.
+    """
+
+    def __init__(self, max_iter: int, batch_size: int):
+        self.batch_size = batch_size
+        self.bar = tqdm(total=max_iter, unit="it", dynamic_ncols=True, leave=True)
+        self._started = False
+        self._consoles = [
+            handler
+            for name in LOGGERS
+            for handler in logging.getLogger(name).handlers
+            if getattr(handler, "stream", None) is sys.stdout
+        ]
+        for handler in self._consoles:
+            handler.addFilter(self._give_way)
+
+    def write(self) -> None:
+        storage = get_event_storage()
+        if not self._started:  # a resumed run does not start at 0
+            self.bar.reset(self.bar.total)
+            self.bar.initial = self.bar.n = storage.iter
+            self._started = True
+        numbers = {"loss": storage.history("total_loss").median(20), "lr": storage.history("lr").latest()}
+        if "time" in storage.histories():
+            numbers["img/s"] = self.batch_size / storage.history("time").median(20)
+        if torch.cuda.is_available():
+            numbers["GiB"] = torch.cuda.max_memory_allocated() / 2**30
+        self.bar.set_postfix(numbers, refresh=False)
+        self.bar.update(min(storage.iter + 1, self.bar.total) - self.bar.n)
+
+    def close(self) -> None:
+        for handler in self._consoles:
+            handler.removeFilter(self._give_way)
+        self.bar.close()
+
+    def _give_way(self, record: logging.LogRecord) -> bool:
+        """Log filter: the printed lines of progress are left to the bar, all others come above it."""
+        if record.name.endswith("utils.events"):
+            return False
+        self.bar.clear()
+        return True

@@ -1,0 +1,94 @@
+"""A run from the command line: ``tools/train_net.py`` is this ``main``."""
+
+import argparse
+import logging
+from collections.abc import Sequence
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from nlnet_d2.checkpoint.checkpointer import CheckpointError, TrainingCheckpointer
+from nlnet_d2.data.check import check_datasets
+from nlnet_d2.data.errors import DataError
+from nlnet_d2.engine.config import argument_parser, load_config, register_data
+from nlnet_d2.engine.errors import ConfigError, exit_code
+from nlnet_d2.engine.launch import launch
+from nlnet_d2.engine.trainer import Trainer
+from nlnet_d2.engine.weights import load_initial_weights
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train or evaluate as the command line says; returns the exit code (see ``errors``)."""
+    args = argument_parser().parse_args(argv)
+    return exit_code(_run_everywhere, args)
+
+
+def _run_everywhere(args: argparse.Namespace) -> None:
+    cfg = load_config(args)
+    launch(run, args, torch.device(cfg.MODEL.DEVICE).type, cfg, args)
+
+
+def run(cfg: CfgNode, args: argparse.Namespace) -> dict | None:
+    """Train, or evaluate with ``args.eval_only``, in this process; returns the metrics.
+
+    Raises:
+        ConfigError, DataError, CheckpointError, Diverged: see there.
+    """
+    set_up(cfg, args)
+    if args.eval_only:
+        return evaluate(cfg, args.resume)
+    if not cfg.DATASETS.TRAIN:
+        raise ConfigError(
+            "DATASETS.TRAIN is empty: name a data set, such as --dataset mine JSON IMAGE_DIR "
+            "DATASETS.TRAIN \"['mine']\""
+        )
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+def set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Logs, seeds and a copy of the config in OUTPUT_DIR; then look at the data before hours are lost."""
+    register_data(cfg)  # again: child processes start afresh
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="nlnet_d2")
+    default_setup(cfg, args)
+    if not torch.cuda.is_available():
+        logger.info("No CUDA device: running on the CPU")
+    problem = comm.all_gather(_data_problem(cfg, args.eval_only) if comm.is_main_process() else "")[0]
+    if problem:
+        raise DataError(problem)
+
+
+def evaluate(cfg: CfgNode, resume: bool = False) -> dict:
+    """Metrics of MODEL.WEIGHTS, or with ``resume`` of the last checkpoint in OUTPUT_DIR, on DATASETS.TEST.
+
+    Raises:
+        CheckpointError: no weights, or weights that do not hold the whole model.
+    """
+    model = Trainer.build_model(cfg)
+    if resume:
+        TrainingCheckpointer(model, cfg.OUTPUT_DIR).resume()
+    elif cfg.MODEL.WEIGHTS:
+        load_initial_weights(model, cfg.MODEL.WEIGHTS, complete=True)
+    else:
+        raise CheckpointError(
+            "--eval-only needs weights: MODEL.WEIGHTS, or --resume for the last of OUTPUT_DIR"
+        )
+    return Trainer.test(cfg, model)
+
+
+def _data_problem(cfg: CfgNode, eval_only: bool) -> str:
+    """What makes the data useless, or an empty string."""
+    masks = cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None
+    try:
+        if not eval_only:
+            check_datasets(cfg.DATASETS.TRAIN, True, masks, cfg.MODEL.KEYPOINT_ON)
+        check_datasets(cfg.DATASETS.TEST, False, masks, cfg.MODEL.KEYPOINT_ON)
+    except DataError as error:
+        return str(error)
+    return ""

@@ -1,0 +1,89 @@
+"""One iteration of training, on any device: forward, backward, report, update."""
+
+import time
+from collections.abc import Mapping
+
+import torch
+from detectron2.engine import SimpleTrainer
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+from torch import distributed as dist
+from torch import nn
+
+from nlnet_d2.engine.errors import Diverged
+
+
+class TrainStep(SimpleTrainer):
+    """Detectron2's ``SimpleTrainer`` and ``AMPTrainer`` in one, also on the CPU.
+
+    Unlike them, all processes learn of a loss that is not finite, and of a wish to stop, in the same
+    iteration, so that none is left waiting for the others.
+
+    Args:
+        model, data_loader, optimizer: as in ``SimpleTrainer``.
+        precision: torch.float16 (with loss scaling), torch.bfloat16, or None for no mixed precision.
+
+    Attributes:
+        stop_requested: set it to ask all processes to stop.
+        stop: whether, as of this iteration, any process asked to.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader,
+        optimizer: torch.optim.Optimizer,
+        precision: torch.dtype | None = None,
+    ):
+        super().__init__(model, data_loader, optimizer)
+        self.device = next(model.parameters()).device
+        self.precision = precision
+        self.grad_scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
+        self.stop_requested = self.stop = False
+
+    def run_step(self) -> None:
+        """Raises:
+        Diverged: a loss is not finite; the weights are still those of the last iteration.
+        """
+        start = time.perf_counter()
+        batch = next(self._data_loader_iter)
+        get_event_storage().put_scalar("data_time", time.perf_counter() - start)
+        with torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision is not None):
+            losses = self.model(batch)
+        self.optimizer.zero_grad()
+        self.grad_scaler.scale(sum(losses.values())).backward()
+        self._report(losses, batch)
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+
+    def state_dict(self) -> dict:
+        return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        super().load_state_dict(state_dict)
+        if state_dict.get("grad_scaler"):  # empty where the run had none
+            self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+
+    def _report(self, losses: Mapping[str, torch.Tensor], batch: list[dict]) -> None:
+        """Store the losses, averaged over all processes in one transfer together with the stop flag."""
+        own = torch.stack([loss.detach().float() for loss in losses.values()])
+        shared = torch.cat([own, own.new_tensor([self.stop_requested])])
+        if comm.get_world_size() > 1:
+            dist.all_reduce(shared)
+        *sums, stop = shared.tolist()
+        self.stop = stop > 0
+        means = {name: value / comm.get_world_size() for name, value in zip(losses, sums, strict=True)}
+        if not torch.isfinite(shared).all():
+            self._diverged(means, own, batch)
+        get_event_storage().put_scalars(total_loss=sum(means.values()), **means)
+
+    def _diverged(self, means: dict[str, float], own: torch.Tensor, batch: list[dict]) -> None:
+        names = [] if torch.isfinite(own).all() else [str(d.get("file_name", "?")) for d in batch]
+        files = [name for process in comm.all_gather(names) for name in process]
+        rate = max(group["lr"] for group in self.optimizer.param_groups)
+        raise Diverged(
+            f"the loss is not finite at iteration {self.iter}, learning rate {rate:.6g}: "
+            + ", ".join(f"{name} = {value:.6g}" for name, value in means.items())
+            + "".join(f"\n  in the batch: {file}" for file in files)
+            + "\nLower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS, or look at the annotations of the images"
+        )
