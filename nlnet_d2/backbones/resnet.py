@@ -15,8 +15,10 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock, DeformBottleneckBlock
 from torch import nn
 from torch.nn import functional as F
+from torchvision.ops import deform_conv2d
 
 from nlnet_d2.blocks.base import KEY, BlockSpec, place_blocks
+from nlnet_d2.layers.norm import norm_argument
 
 STAGES = ("res2", "res3", "res4", "res5")
 DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -26,6 +28,7 @@ class ContextBlockMixin(nn.Module):
     """Makes one of Detectron2's residual blocks run the context blocks of ``context``, a list of specs."""
 
     convs = ("conv1", "conv2", "conv3")
+    dim = 2
 
     def __init__(self, in_channels: int, out_channels: int, *, context: Sequence[BlockSpec] = (), **kwargs):
         super().__init__(in_channels, out_channels, **kwargs)
@@ -35,7 +38,7 @@ class ContextBlockMixin(nn.Module):
                 raise ValueError(f"{KEY}: {spec.name}: a basic residual block has no {spec.position[6:]}")
             inner = spec.position in ("after_conv1", "after_conv2")
             channels = getattr(self, spec.position[6:]).out_channels if inner else out_channels
-            blocks.setdefault(spec.position, []).append(spec.build(channels))
+            blocks.setdefault(spec.position, []).append(spec.build(channels, self.dim))
         for position, modules in blocks.items():
             self.add_module(position, nn.Sequential(*modules))
 
@@ -69,16 +72,20 @@ class ContextBottleneckBlock(ContextBlockMixin, BottleneckBlock):
 
 
 class ContextDeformBottleneckBlock(ContextBlockMixin, DeformBottleneckBlock):
-    """The residual block with a deformable 3x3 convolution (arXiv 1703.06211, 1811.11168)."""
+    """The residual block with a deformable 3x3 convolution (arXiv 1703.06211, 1811.11168).
+
+    torchvision computes it: Detectron2's own operator cannot train on a CPU.
+    """
 
     def _convolve(self, name: str, x: torch.Tensor) -> torch.Tensor:
         if name != "conv2":
             return super()._convolve(name, x)
-        offset = self.conv2_offset(x)
-        if not self.deform_modulated:
-            return self.conv2(x, offset)
-        y, x_, mask = offset.chunk(3, dim=1)
-        return self.conv2(x, torch.cat((y, x_), dim=1), mask.sigmoid())
+        offset, mask, conv = self.conv2_offset(x), None, self.conv2
+        if self.deform_modulated:
+            offset, mask = offset.split([offset.shape[1] * 2 // 3, offset.shape[1] // 3], dim=1)
+            mask = mask.sigmoid()
+        out = deform_conv2d(x, offset, conv.weight, None, conv.stride, conv.padding, conv.dilation, mask)
+        return out if conv.norm is None else conv.norm(out)
 
 
 @BACKBONE_REGISTRY.register()
@@ -97,8 +104,8 @@ class ContextResNet(ResNet):
     Input (N, in_channels, H, W), output a dict of (N, C, H / stride, W / stride) by stage.
 
     Raises:
-        ValueError: an impossible block spec, a context block in a stage that ``freeze_at`` freezes, or
-            bottleneck options for a depth without bottlenecks.
+        ValueError: an unknown depth, an impossible block spec, a context block in a stage that ``freeze_at``
+            freezes, or bottleneck options for a depth without bottlenecks.
     """
 
     @configurable
@@ -121,10 +128,12 @@ class ContextResNet(ResNet):
         out_features: Sequence[str] = STAGES,
         freeze_at: int = 0,
     ):
+        if depth not in DEPTHS:
+            raise ValueError(f"MODEL.RESNETS.DEPTH {depth} is unknown; choose one of {list(DEPTHS)}")
         if depth < 50 and (any(deform_on_per_stage) or num_groups != 1 or res5_dilation != 1):
             raise ValueError(f"R{depth} has no bottlenecks: no deformable, grouped or dilated convolutions")
         placed = place_blocks(blocks, dict(zip(STAGES, DEPTHS[depth], strict=True)))
-        _refuse_frozen(placed, freeze_at)
+        refuse_frozen(placed, freeze_at)
         res2_channels = res2_channels or (64 if depth < 50 else 256)
         stages, channels = [], stem_channels
         for i, context in enumerate(placed.values()):
@@ -146,14 +155,14 @@ class ContextResNet(ResNet):
                 num_blocks=len(context),
                 in_channels=channels,
                 out_channels=res2_channels * 2**i,
-                norm=norm,
+                norm=norm_argument(norm),
                 stride_per_block=[stride] + [1] * (len(context) - 1),
                 context_per_block=context,
                 **kwargs,
             )
             channels = stage[-1].out_channels
             stages.append(stage)
-        stem = BasicStem(in_channels=in_channels, out_channels=stem_channels, norm=norm)
+        stem = BasicStem(in_channels=in_channels, out_channels=stem_channels, norm=norm_argument(norm))
         super().__init__(stem, stages, out_features=list(out_features), freeze_at=freeze_at)
 
     @classmethod
@@ -178,7 +187,7 @@ class ContextResNet(ResNet):
         }
 
 
-def _refuse_frozen(placed: dict[str, list[list[BlockSpec]]], freeze_at: int) -> None:
+def refuse_frozen(placed: dict[str, list[list[BlockSpec]]], freeze_at: int) -> None:
     """A context block that starts as the identity and is frozen stays one for ever: say so at once."""
     for i, (stage, contexts) in enumerate(placed.items(), start=2):
         if freeze_at >= i and any(contexts):
@@ -195,7 +204,7 @@ def build_context_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
         bottom_up=ContextResNet(cfg, input_shape),
         in_features=cfg.MODEL.FPN.IN_FEATURES,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        norm=cfg.MODEL.FPN.NORM,
+        norm=norm_argument(cfg.MODEL.FPN.NORM),
         top_block=LastLevelMaxPool(),
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )

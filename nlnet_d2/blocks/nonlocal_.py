@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nlnet_d2.blocks.base import BLOCKS
+from nlnet_d2.blocks.base import BLOCKS, bottleneck_channels
 from nlnet_d2.layers.norm import get_norm
 
 MODES = ("embedded_gaussian", "gaussian", "dot_product", "concatenation")
@@ -56,15 +56,13 @@ class NonLocal(nn.Module):
             raise ValueError(f"MODE {mode!r} is unknown; choose one of {', '.join(MODES)}")
         if subsample_at not in ("before", "after"):
             raise ValueError(f"SUBSAMPLE_AT {subsample_at!r} is unknown; choose before or after")
-        if not 1 <= reduction <= channels:
-            raise ValueError(f"REDUCTION {reduction} leaves no channels")
         if isinstance(subsample, int):
             subsample = [1] * (dim - 2) + [subsample] * 2
         if len(subsample) != dim or min(subsample) < 1:
             raise ValueError(f"SUBSAMPLE {subsample} needs {dim} windows of at least 1")
         self.mode, self.window, self.subsample_at = mode, tuple(subsample), subsample_at
         self.max_pool = F.max_pool2d if dim == 2 else F.max_pool3d
-        inner = channels // reduction
+        inner = bottleneck_channels(channels, reduction)
         self.scale = inner**-0.5 if use_scale and mode == "embedded_gaussian" else 1.0
 
         conv = nn.Conv2d if dim == 2 else nn.Conv3d
@@ -89,7 +87,7 @@ class NonLocal(nn.Module):
         """x: (N, C, H, W) or (N, C, T, H, W) -> the same shape."""
         theta, phi, g = self._project(x)
         y = self._aggregate(theta, phi, g)  # (N, P, C')
-        y = y.transpose(1, 2).reshape(x.shape[0], -1, *x.shape[2:])  # (N, C', H, W)
+        y = y.transpose(1, 2).unflatten(2, x.shape[2:])  # (N, C', H, W)
         return x + self.norm(self.out(y))
 
     def attention(self, x: torch.Tensor) -> torch.Tensor:
@@ -117,7 +115,7 @@ class NonLocal(nn.Module):
             q, k, v = (t.unsqueeze(1) for t in (theta, phi, g))  # one head
             return F.scaled_dot_product_attention(q, k, v, scale=self.scale).squeeze(1)
         if self.mode == "dot_product":
-            return theta @ (phi.transpose(1, 2) @ g / g.shape[1])
+            return theta @ (phi.transpose(1, 2) @ (g / g.shape[1]))  # divided first: half precision
         return self._pairwise(theta, phi) @ g
 
     def _pairwise(self, theta: torch.Tensor, phi: torch.Tensor) -> torch.Tensor:

@@ -1,10 +1,15 @@
 """Normalisation layers by name, for images (N, C, H, W) and clips (N, C, T, H, W)."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.layers import get_norm as get_norm_2d
 from torch import nn
 from torch.nn import functional as F
+
+from nlnet_d2.layers.layer_norm import EPS, ChannelNorm
 
 GROUPS = 32  # arXiv 1803.08494, section 4
 
@@ -16,11 +21,28 @@ class FrozenBatchNorm3d(FrozenBatchNorm2d):
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
 
+class ChannelNorm3d(nn.LayerNorm):
+    """Normalises the channels of (N, C, T, H, W)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+NORMS_3D = {
+    "BN": nn.BatchNorm3d,
+    "SyncBN": nn.SyncBatchNorm,
+    "FrozenBN": FrozenBatchNorm3d,
+    "GN": partial(nn.GroupNorm, GROUPS),
+    "LN": partial(ChannelNorm3d, eps=EPS),
+}
+
+
 def get_norm(norm: str, channels: int, dim: int = 2) -> nn.Module | None:
     """Detectron2's ``get_norm`` in two or three dimensions.
 
     Args:
-        norm: "" (none), "BN", "SyncBN", "FrozenBN", "GN", "LN" or, for images, any name Detectron2 knows.
+        norm: "" (none), "BN", "SyncBN", "FrozenBN", "GN", "LN" (over the channels of each position) or, for
+            images, any name Detectron2 knows.
         channels: C of the input.
         dim: 2 for (N, C, H, W), 3 for (N, C, T, H, W).
 
@@ -28,22 +50,26 @@ def get_norm(norm: str, channels: int, dim: int = 2) -> nn.Module | None:
         The layer, or None for "".
 
     Raises:
-        ValueError: GN on a channel count that 32 groups do not divide, or a name unknown for clips.
+        ValueError: GN on a channel count that 32 groups do not divide, or an unknown name.
     """
     if norm == "GN" and channels % GROUPS:
         raise ValueError(
             f"NORM: GN has {GROUPS} groups, which do not divide {channels} channels; "
             f"choose a multiple of {GROUPS} channels, or another NORM (LN has no groups)"
         )
-    if dim == 2 or not norm:
-        return get_norm_2d(norm, channels)
-    layers = {
-        "BN": nn.BatchNorm3d,
-        "SyncBN": nn.SyncBatchNorm,
-        "FrozenBN": FrozenBatchNorm3d,
-        "GN": lambda c: nn.GroupNorm(GROUPS, c),
-        "LN": lambda c: nn.GroupNorm(1, c),
-    }
-    if norm not in layers:
-        raise ValueError(f"NORM: {norm} is not known for clips; choose one of {', '.join(layers)}")
-    return layers[norm](channels)
+    if not norm:
+        return None
+    if dim == 2 and norm == "LN":  # detectron2 0.6 does not know the name; upstream means the same
+        return ChannelNorm(channels)
+    try:
+        return get_norm_2d(norm, channels) if dim == 2 else NORMS_3D[norm](channels)
+    except KeyError as error:
+        raise ValueError(f"NORM: {norm!r} is unknown; choose one of {', '.join(NORMS_3D)}") from error
+
+
+def norm_argument(norm: str) -> str | Callable[[int], nn.Module]:
+    """What to pass as ``norm`` to a module of Detectron2, so that it builds its layers with ``get_norm``.
+
+    Such a module takes a name or a callable, and its convolutions have a bias if it is "".
+    """
+    return partial(get_norm, norm) if norm else ""
