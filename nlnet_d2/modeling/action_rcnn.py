@@ -1,0 +1,135 @@
+"""Action R-CNN: a clip and the boxes of its people -> actions per person (SlowFast, arXiv 1812.03982)."""
+
+from collections.abc import Sequence
+
+import torch
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.modeling.backbone import Backbone
+from detectron2.structures import Boxes, ImageList, Instances
+from torch import nn
+
+from nlnet_d2.modeling.action_head import ActionHead
+
+
+@META_ARCH_REGISTRY.register()
+class ActionRCNN(nn.Module):
+    """Detects actions: normalises and pads clips, runs the backbone, classifies boxes.
+
+    Args:
+        backbone: clip (N, 3, T, H, W) -> dict of maps (N, C, T', H', W').
+        action_head: maps and boxes -> logits.
+        pixel_mean, pixel_std: per channel, of RGB values in 0 ... 255.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        action_head: ActionHead,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+    ):
+        super().__init__()
+        self.backbone = backbone
+        self.action_head = action_head
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1, 1), persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        backbone = build_backbone(cfg)
+        return {
+            "backbone": backbone,
+            "action_head": ActionHead(cfg, backbone.output_shape()),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict]) -> dict[str, torch.Tensor] | list[dict]:
+        """
+        Args:
+            batched_inputs: one dict per clip:
+                ``clip``: (3, T, H, W), float or uint8, RGB in 0 ... 255; all clips have the same T;
+                ``boxes``: ``Boxes`` of the people (inference), XYXY absolute pixels of the clip;
+                ``height``, ``width``: of the wanted output, in pixels; of the clip unless given;
+                ``instances``: ``Instances`` with ``gt_boxes``, and ``gt_actions`` (boxes x K) multi-hot
+                (training).
+
+        Returns:
+            In training the losses; otherwise ``[{"instances": Instances}]`` with ``pred_boxes`` (those given,
+            scaled to height and width, in order, none left out) and ``scores`` (boxes x K), probabilities.
+
+        Raises:
+            ValueError: an input that does not have this form; names the clip and the key.
+        """
+        clips = self.preprocess(batched_inputs)
+        features = self.backbone(clips.tensor)
+        if self.training:
+            return self._losses(batched_inputs, clips, features)
+        boxes = [_boxes(x, i).to(self.device) for i, x in enumerate(batched_inputs)]
+        scores = self.action_head(features, boxes, clips.image_sizes).float().sigmoid()
+        scores = scores.split([len(b) for b in boxes])
+        results = zip(batched_inputs, clips.image_sizes, boxes, scores, strict=True)
+        return [{"instances": _instances(*result)} for result in results]
+
+    def preprocess(self, batched_inputs: list[dict]) -> ImageList:
+        """Normalise, and pad to the largest H and W: ``tensor`` (N, 3, T, H, W) and the sizes before padding.
+
+        Padding is 0, the mean colour. Clips of different sizes see a little of it near the border.
+        """
+        clips = [_clip(x, i).to(self.device, non_blocking=True) for i, x in enumerate(batched_inputs)]
+        if len(frames := {clip.shape[1] for clip in clips}) > 1:
+            raise ValueError(f"clips of one batch differ in their number of frames: {sorted(frames)}")
+        clips = [(clip - self.pixel_mean) / self.pixel_std for clip in clips]
+        return ImageList.from_tensors(clips, self.backbone.size_divisibility)
+
+    def _losses(
+        self, batched_inputs: list[dict], clips: ImageList, features: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        targets = [_targets(x, i, self.action_head.num_classes) for i, x in enumerate(batched_inputs)]
+        targets = [t.to(self.device) for t in targets]
+        logits = self.action_head(features, [t.gt_boxes for t in targets], clips.image_sizes)
+        return self.action_head.losses(logits, torch.cat([t.gt_actions for t in targets]))
+
+
+def _clip(inputs: dict, index: int) -> torch.Tensor:
+    clip = inputs.get("clip")
+    if not isinstance(clip, torch.Tensor) or clip.ndim != 4 or clip.shape[0] != 3:
+        got = tuple(clip.shape) if isinstance(clip, torch.Tensor) else type(clip).__name__
+        raise ValueError(f"input {index}: 'clip' must be a tensor (3, T, H, W), RGB; got {got}")
+    return clip
+
+
+def _boxes(inputs: dict, index: int) -> Boxes:
+    if not isinstance(boxes := inputs.get("boxes"), Boxes):
+        raise ValueError(
+            f"input {index}: 'boxes' must be detectron2 Boxes of the people, in pixels of the clip; got "
+            f"{type(boxes).__name__}. The model finds no people by itself"
+        )
+    return boxes
+
+
+def _targets(inputs: dict, index: int, num_classes: int) -> Instances:
+    targets = inputs.get("instances")
+    if targets is None or not (targets.has("gt_boxes") and targets.has("gt_actions")):
+        raise ValueError(f"input {index}: training needs 'instances' with gt_boxes and gt_actions")
+    if targets.gt_actions.shape != (len(targets), num_classes):
+        raise ValueError(
+            f"input {index}: gt_actions is {tuple(targets.gt_actions.shape)}, but {len(targets)} boxes and "
+            f"MODEL.ACTION_HEAD.NUM_CLASSES {num_classes} need {(len(targets), num_classes)}"
+        )
+    return targets
+
+
+def _instances(inputs: dict, clip_size: tuple[int, int], boxes: Boxes, scores: torch.Tensor) -> Instances:
+    """One clip's result in pixels of (height, width); Detectron2's postprocessing would drop thin boxes."""
+    size = inputs.get("height", clip_size[0]), inputs.get("width", clip_size[1])
+    boxes = boxes.clone()
+    boxes.scale(size[1] / clip_size[1], size[0] / clip_size[0])
+    return Instances(size, pred_boxes=boxes, scores=scores)
