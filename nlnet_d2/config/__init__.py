@@ -9,6 +9,9 @@ def add_nlnet_config(cfg: CN) -> None:
     # for example [{NAME: NonLocal, AT: {res4: [-2]}}]; see blocks/base.py.
     cfg.MODEL.CONTEXT = CN()
     cfg.MODEL.CONTEXT.BLOCKS = []
+    # The same between the convolutions of the keypoint head, for NAME ContextKeypointHead; the only stage is
+    # `convs`: [{NAME: NonLocal, AT: {convs: [1, 3, 5, 7]}}].
+    cfg.MODEL.ROI_KEYPOINT_HEAD.BLOCKS = []
     # Side in pixels to which every image of a batch is padded, 0 for a multiple of the largest stride only.
     # Read by the transformer backbones; an image that is larger is an error.
     cfg.MODEL.FPN.SQUARE_PAD = 0
@@ -20,6 +23,7 @@ def add_nlnet_config(cfg: CN) -> None:
     cfg.INPUT.JITTER.SCALES = [0.1, 2.0]  # image size relative to it
     _add_vit(cfg.MODEL)
     _add_mvit(cfg.MODEL)
+    _add_video(cfg.MODEL)
     _add_solver(cfg.SOLVER)
     _add_run(cfg)
 
@@ -55,6 +59,45 @@ def _add_mvit(model: CN) -> None:
     model.MVIT.EXPAND_ATTN = True  # channels grow in the attention; False: in the perceptron (MViTv2_L_in1k)
     model.MVIT.DROP_PATH_RATE = 0.2
     model.MVIT.ACT_CHECKPOINT = False  # recompute the blocks in the backward pass: less memory, more time
+
+
+def _add_video(model: CN) -> None:
+    """Clips: the backbones of backbones/video/ (which read DEPTH, NORM, RES5_DILATION, OUT_FEATURES and the
+    channels of ``MODEL.RESNETS`` too, and nothing else there) and the head of modeling/action_head.py."""
+    model.VIDEO = CN()
+    model.VIDEO.ARCH = "slow"  # temporal kernels of ResNet3D: c2d, i3d, slow
+    # How many residual blocks per stage have temporal kernels, from the first; [] for all. "R101_50_50"
+    # networks: [3, 4, 6, 3].
+    model.VIDEO.TEMPORAL_BLOCKS = []
+    model.VIDEO.RES5_STRIDE = 2  # detection: 1, with MODEL.RESNETS.RES5_DILATION 2
+    # SlowFast. The slow pathway sees one of ALPHA frames: of the first to the last (linspace: the weights of
+    # PySlowFast and pytorchvideo) or every ALPHA-th (nearest: those of mmaction2).
+    model.VIDEO.ALPHA = 4
+    model.VIDEO.SLOW_FRAMES = "linspace"
+    model.VIDEO.BETA_INV = 8  # channels of the slow pathway / those of the fast one
+    model.VIDEO.FUSION_KERNEL = 7  # of the lateral connections, in frames; all released models but R50 8x8: 5
+    model.VIDEO.FUSION_RATIO = 2  # channels of a lateral connection / those of the fast pathway
+
+    model.ACTION_HEAD = CN()
+    model.ACTION_HEAD.NUM_CLASSES = 80
+    model.ACTION_HEAD.IN_FEATURES = ["slow_res5", "fast_res5"]
+    model.ACTION_HEAD.TEMPORAL_POOL = "avg"  # or max
+    model.ACTION_HEAD.POOLER_RESOLUTION = 7
+    model.ACTION_HEAD.POOLER_SAMPLING_RATIO = 0  # 0: as many samples as the box needs
+    model.ACTION_HEAD.POOLER_TYPE = "ROIAlignV2"  # ROIAlign (not aligned) for weights trained in Caffe2
+    model.ACTION_HEAD.FRAME_CONTEXT = False  # append to each person the mean over the whole frame
+    model.ACTION_HEAD.DROPOUT = 0.5
+    model.ACTION_HEAD.FOCAL_GAMMA = 0.0  # 0: cross entropy
+    model.ACTION_HEAD.CLASS_WEIGHTS = []  # NUM_CLASSES factors of the loss; [] for 1
+    model.ACTION_HEAD.LOSS_WEIGHT = 1.0
+
+    # Who finds the people of a clip that comes without boxes: nobody (""), KeyFrameDetector (MODEL.RPN and
+    # MODEL.ROI_HEADS on the key frame's maps) or FrozenDetector (the rest); see modeling/people.py.
+    model.PEOPLE = CN()
+    model.PEOPLE.NAME = ""
+    model.PEOPLE.CONFIG_FILE = "COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml"  # of the zoo, or a file
+    model.PEOPLE.PERSON_CLASS = 0  # its class of people
+    model.PEOPLE.SCORE_THRESH = 0.8
 
 
 def _add_solver(solver: CN) -> None:

@@ -86,7 +86,7 @@ def test_squeeze_excitation(size):
 
 
 def test_simplified_is_nonlocal_with_the_same_query_everywhere():
-    """With W_theta = 0 the logits of a non-local block depend on the key alone: the simplification of GCNet."""
+    """With W_theta = 0 the logits of a non-local block depend on the key alone, as GCNet simplifies it."""
     nonlocal_ = randomize(NonLocal(8, norm="", reduction=1, use_scale=False))
     simplified = randomize(SimplifiedNonLocal(8))
     x = torch.randn(2, 8, 3, 4, dtype=torch.float64)
