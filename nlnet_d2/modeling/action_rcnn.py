@@ -10,6 +10,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import nn
 
 from nlnet_d2.modeling.action_head import ActionHead
+from nlnet_d2.modeling.people import PEOPLE
 
 
 @META_ARCH_REGISTRY.register()
@@ -19,6 +20,8 @@ class ActionRCNN(nn.Module):
     Args:
         backbone: clip (N, 3, T, H, W) -> dict of maps (N, C, T', H', W').
         action_head: maps and boxes -> logits.
+        people: finds the people of clips that come without boxes, see ``nlnet_d2/modeling/people.py``; None:
+            such a clip is an error.
         pixel_mean, pixel_std: per channel, of RGB values in 0 ... 255.
     """
 
@@ -28,21 +31,25 @@ class ActionRCNN(nn.Module):
         *,
         backbone: Backbone,
         action_head: ActionHead,
+        people: nn.Module | None = None,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
     ):
         super().__init__()
         self.backbone = backbone
         self.action_head = action_head
+        self.people = people
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1, 1), persistent=False)
 
     @classmethod
     def from_config(cls, cfg) -> dict:
-        backbone = build_backbone(cfg)
+        backbone, people = build_backbone(cfg), cfg.MODEL.PEOPLE.NAME
+        shapes = backbone.output_shape()
         return {
             "backbone": backbone,
-            "action_head": ActionHead(cfg, backbone.output_shape()),
+            "action_head": ActionHead(cfg, shapes),
+            "people": PEOPLE.get(people)(cfg, shapes) if people else None,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
@@ -56,14 +63,16 @@ class ActionRCNN(nn.Module):
         Args:
             batched_inputs: one dict per clip:
                 ``clip``: (3, T, H, W), float or uint8, RGB in 0 ... 255; all clips have the same T;
-                ``boxes``: ``Boxes`` of the people (inference), XYXY absolute pixels of the clip;
+                ``boxes``: ``Boxes`` of the people, XYXY absolute pixels of the clip (inference; without them
+                the model finds the people, if it can);
                 ``height``, ``width``: of the wanted output, in pixels; of the clip unless given;
                 ``instances``: ``Instances`` with ``gt_boxes``, and ``gt_actions`` (boxes x K) multi-hot
                 (training).
 
         Returns:
-            In training the losses; otherwise ``[{"instances": Instances}]`` with ``pred_boxes`` (those given,
-            scaled to height and width, in order, none left out) and ``scores`` (boxes x K), probabilities.
+            In training the losses; otherwise ``[{"instances": Instances}]`` with ``pred_boxes``, scaled to
+            height and width, ``scores`` (boxes x K), probabilities of the actions, and, for people found by
+            the model, ``person_scores``. Boxes that were given keep their order, and none is left out.
 
         Raises:
             ValueError: an input that does not have this form; names the clip and the key.
@@ -72,11 +81,15 @@ class ActionRCNN(nn.Module):
         features = self.backbone(clips.tensor)
         if self.training:
             return self._losses(batched_inputs, clips, features)
-        boxes = [_boxes(x, i).to(self.device) for i, x in enumerate(batched_inputs)]
-        scores = self.action_head(features, boxes, clips.image_sizes).float().sigmoid()
-        scores = scores.split([len(b) for b in boxes])
-        results = zip(batched_inputs, clips.image_sizes, boxes, scores, strict=True)
-        return [{"instances": _instances(*result)} for result in results]
+        people = self._find_people(batched_inputs, clips, features)
+        logits = self.action_head(features, [p.pred_boxes for p in people], clips.image_sizes)
+        scores = logits.float().sigmoid().split([len(p) for p in people])
+        for person, score in zip(people, scores, strict=True):
+            person.scores = score
+        return [
+            {"instances": _rescale(p, x.get("height"), x.get("width"))}
+            for p, x in zip(people, batched_inputs, strict=True)
+        ]
 
     def preprocess(self, batched_inputs: list[dict]) -> ImageList:
         """Normalise, and pad to the largest H and W: ``tensor`` (N, 3, T, H, W) and the sizes before padding.
@@ -89,13 +102,24 @@ class ActionRCNN(nn.Module):
         clips = [(clip - self.pixel_mean) / self.pixel_std for clip in clips]
         return ImageList.from_tensors(clips, self.backbone.size_divisibility)
 
+    def _find_people(
+        self, batched_inputs: list[dict], clips: ImageList, features: dict[str, torch.Tensor]
+    ) -> list[Instances]:
+        """``pred_boxes`` in pixels of the clip: those given, or else found, with their ``person_scores``."""
+        if self.people is None or all("boxes" in inputs for inputs in batched_inputs):
+            boxes = [_boxes(inputs, i).to(self.device) for i, inputs in enumerate(batched_inputs)]
+            return [Instances(s, pred_boxes=b) for s, b in zip(clips.image_sizes, boxes, strict=True)]
+        found = self.people(batched_inputs, clips, features)
+        return [Instances(p.image_size, pred_boxes=p.pred_boxes, person_scores=p.scores) for p in found]
+
     def _losses(
         self, batched_inputs: list[dict], clips: ImageList, features: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
         targets = [_targets(x, i, self.action_head.num_classes) for i, x in enumerate(batched_inputs)]
         targets = [t.to(self.device) for t in targets]
         logits = self.action_head(features, [t.gt_boxes for t in targets], clips.image_sizes)
-        return self.action_head.losses(logits, torch.cat([t.gt_actions for t in targets]))
+        losses = self.action_head.losses(logits, torch.cat([t.gt_actions for t in targets]))
+        return losses if self.people is None else losses | self.people.losses(clips, features, targets)
 
 
 def _clip(inputs: dict, index: int) -> torch.Tensor:
@@ -110,7 +134,7 @@ def _boxes(inputs: dict, index: int) -> Boxes:
     if not isinstance(boxes := inputs.get("boxes"), Boxes):
         raise ValueError(
             f"input {index}: 'boxes' must be detectron2 Boxes of the people, in pixels of the clip; got "
-            f"{type(boxes).__name__}. The model finds no people by itself"
+            f"{type(boxes).__name__}. A model that is to find them itself needs MODEL.PEOPLE.NAME"
         )
     return boxes
 
@@ -127,9 +151,10 @@ def _targets(inputs: dict, index: int, num_classes: int) -> Instances:
     return targets
 
 
-def _instances(inputs: dict, clip_size: tuple[int, int], boxes: Boxes, scores: torch.Tensor) -> Instances:
-    """One clip's result in pixels of (height, width); Detectron2's postprocessing would drop thin boxes."""
-    size = inputs.get("height", clip_size[0]), inputs.get("width", clip_size[1])
-    boxes = boxes.clone()
-    boxes.scale(size[1] / clip_size[1], size[0] / clip_size[0])
-    return Instances(size, pred_boxes=boxes, scores=scores)
+def _rescale(people: Instances, height: int | None, width: int | None) -> Instances:
+    """From pixels of the clip to those of (height, width); Detectron2's postprocessing drops thin boxes."""
+    old = people.image_size
+    new = height or old[0], width or old[1]
+    boxes = people.pred_boxes.clone()
+    boxes.scale(new[1] / old[1], new[0] / old[0])
+    return Instances(new, **people.get_fields() | {"pred_boxes": boxes})
