@@ -28,6 +28,7 @@ setup(
         "pycocotools>=2.0.7",
         "faster-coco-eval>=1.6.5",  # compiled COCO evaluation: detectron2's own lives in its C++ module
         "safetensors>=0.4.3",
+        "shapely>=2.0",  # fvcore clips polygons with it where images are cropped
         "tqdm>=4.60",
     ],
     extras_require={"video": VIDEO, "opencv": ["opencv-python-headless>=4.8"], "dev": DEV},

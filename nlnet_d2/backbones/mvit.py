@@ -59,7 +59,7 @@ def block_shapes(
     kv_stride: int,
     expand_attn: bool,
 ) -> list[BlockShape]:
-    """The shapes of all blocks (arXiv 2112.01526, section 4 and table 1).
+    """The shapes of all blocks (arXiv 2112.01526, table 1).
 
     Channels and heads double from stage to stage, sides and strides of keys and values halve. The first block
     of a stage still sees the map and windows of the one before and pools its queries by 2. The last block

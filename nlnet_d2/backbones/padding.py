@@ -37,7 +37,7 @@ class SquarePadding:
         side = self.square_pad
         if side and max(height, width) > side and height % side == 0 and width % side == 0:
             raise ValueError(
-                f"an image is larger than MODEL.FPN.SQUARE_PAD {side}: the batch is {height} x {width} large; "
+                f"an image is larger than MODEL.FPN.SQUARE_PAD {side}: the batch is {height} x {width}; "
                 "lower INPUT.MAX_SIZE_TRAIN and MAX_SIZE_TEST to it, raise it, or set it to 0"
             )
 

@@ -30,7 +30,7 @@ from nlnet_d2.layers.windows import window_partition, window_unpartition
 
 LAST = "last_feat"
 
-# Kernels of the convolutions that carry information across windows (arXiv 2203.16527, section 3 and table 2).
+# Kernels of the convolutions that carry information across windows (arXiv 2203.16527, section 3).
 CONV_PROPAGATION = {"naive": (3,), "basic": (3, 3), "bottleneck": (1, 3, 1)}
 
 

@@ -19,7 +19,7 @@ def large_scale_jitter(cfg: CfgNode) -> list[T.Augmentation]:
 
 
 def crop_or_resize(cfg: CfgNode) -> list[T.Augmentation]:
-    """The augmentation of DETR (arXiv 2005.12872, section 4): one image in two is cropped at random first."""
+    """The augmentation of DETR (arXiv 2005.12872): one image in two is cropped at random first."""
     sizes, style = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
     crop = [
         T.ResizeShortestEdge([400, 500, 600], sample_style="choice"),

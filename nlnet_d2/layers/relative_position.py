@@ -1,4 +1,4 @@
-"""Decomposed relative positions (MViTv2, arXiv 2112.01526, equation 4): one table of offsets per axis."""
+"""Decomposed relative positions (MViTv2, arXiv 2112.01526): one table of offsets per axis."""
 
 import torch
 from torch.nn import functional as F

@@ -1,4 +1,4 @@
-"""Detectron2's box and mask heads for ``NORM: LN``, which ViTDet uses (arXiv 2203.16527, appendix A.2).
+"""Detectron2's box and mask heads for ``NORM: LN``, which ViTDet uses (arXiv 2203.16527).
 
 detectron2 0.6 does not know that norm; see ``layers/layer_norm.py``. All else, names included, is stock.
 """

@@ -1,0 +1,22 @@
+import pytest
+import torch
+
+from nlnet_d2.layers.windows import window_partition, window_unpartition
+
+
+@pytest.mark.parametrize("hw", [(8, 12), (7, 5), (3, 2), (4, 4), (1, 9)])
+def test_round_trip(hw):
+    x = torch.randn(2, *hw, 3)
+    windows = window_partition(x, 4)
+    assert windows.shape[1:] == (4, 4, 3)
+    assert torch.equal(window_unpartition(windows, hw), x)
+
+
+def test_order_and_padding():
+    """Windows go row by row, image after image; what is added at the right and bottom is zero."""
+    x = torch.arange(1.0, 31).view(2, 3, 5, 1)
+    windows = window_partition(x, 3)
+    assert windows.shape == (4, 3, 3, 1)
+    assert windows[0, ..., 0].tolist() == [[1, 2, 3], [6, 7, 8], [11, 12, 13]]
+    assert windows[1, ..., 0].tolist() == [[4, 5, 0], [9, 10, 0], [14, 15, 0]]
+    assert windows[2, 0, 0, 0] == 16
