@@ -174,10 +174,11 @@ class TrainingCheckpointer(DetectionCheckpointer):
         return torch.load(filename, map_location="cpu", weights_only=True)
 
     def _log_incompatible_keys(self, incompatible) -> None:
+        reshaped = [name for name, *_ in incompatible.incorrect_shapes]
         wrong = {
-            "missing": incompatible.missing_keys,
+            "missing": [name for name in incompatible.missing_keys if name not in reshaped],
             "unexpected": incompatible.unexpected_keys,
-            "of another shape": [name for name, *_ in incompatible.incorrect_shapes],
+            "of another shape": reshaped,
         }
         wrong = [f"{len(names)} {kind} ({names[0]}, ...)" for kind, names in wrong.items() if names]
         if wrong:

@@ -1,0 +1,84 @@
+"""Weights from the network: https only, checked, and cached under what identifies them.
+
+A SHA-256 may follow the address, ``https://host/R-50.pkl#sha256=...``, or begin in the file name, as in
+torchvision's ``resnet50-0676ba61.pth``. ``NLNET_D2_OFFLINE=1`` forbids downloads, ``NLNET_D2_CACHE`` is the
+folder to keep them in.
+"""
+
+import hashlib
+import logging
+import os
+import re
+import tempfile
+import urllib.request
+from pathlib import Path
+from urllib.error import URLError
+
+from nlnet_d2.checkpoint.checkpointer import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+MIRRORS = {"detectron2://": "https://dl.fbaipublicfiles.com/detectron2/"}
+MAX_BYTES = 16 << 30
+CHUNK = 1 << 20
+HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.[a-z.]+$")
+
+
+def local_path(source: str) -> Path:
+    """Where the file is, or after a download will be.
+
+    Raises:
+        CheckpointError: not an https address, no network, offline, too large, or of another hash.
+    """
+    for scheme, address in MIRRORS.items():
+        source = address + source.removeprefix(scheme) if source.startswith(scheme) else source
+    if "://" not in source:
+        return Path(source)
+    if not source.startswith("https://"):
+        raise CheckpointError(f"{source}: weights are downloaded over https only")
+    url, _, fragment = source.partition("#")
+    in_name = HASH_IN_NAME.search(url)
+    digest = fragment.removeprefix("sha256=") or (in_name[1] if in_name else "")
+    # The whole address is the key: files of the same path on two hosts are two files.
+    path = cache_folder() / hashlib.sha256(source.encode()).hexdigest()
+    if not path.is_file():
+        _download(url, path, digest)
+    return path
+
+
+def cache_folder() -> Path:
+    """Folder of downloaded weights."""
+    return Path(os.environ.get("NLNET_D2_CACHE", "~/.cache/nlnet_d2")).expanduser()
+
+
+def _download(url: str, path: Path, digest: str) -> None:
+    if os.environ.get("NLNET_D2_OFFLINE", "") not in ("", "0"):
+        raise CheckpointError(f"{url} is not in {path.parent}, and NLNET_D2_OFFLINE forbids to download it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    logger.info("Downloading %s to %s", url, path)
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+        try:
+            found = _copy(url, file)
+            if not found.startswith(digest):
+                raise CheckpointError(f"{url}: its SHA-256 is {found}, not {digest}")
+            os.replace(file.name, path)
+        except (URLError, TimeoutError, ConnectionError) as error:
+            raise CheckpointError(f"{url} cannot be downloaded: {error}") from error
+        finally:
+            Path(file.name).unlink(missing_ok=True)
+
+
+def _copy(url: str, file) -> str:
+    """Write the content of ``url`` to ``file``; returns its SHA-256."""
+    sha, size = hashlib.sha256(), 0
+    with urllib.request.urlopen(url, timeout=60) as response:
+        if not response.url.startswith("https://"):
+            raise CheckpointError(f"{url} leads to {response.url}: weights are downloaded over https only")
+        while chunk := response.read(CHUNK):
+            size += len(chunk)
+            if size > MAX_BYTES:
+                raise CheckpointError(f"{url} has more than {MAX_BYTES} bytes")
+            sha.update(chunk)
+            file.write(chunk)
+    file.flush()
+    return sha.hexdigest()

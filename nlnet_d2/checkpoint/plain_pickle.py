@@ -1,0 +1,130 @@
+"""Pickles that cannot run code: numpy arrays, numbers, strings and plain containers, nothing else.
+
+A pickle is a program: a ``GLOBAL`` names any function of any module and ``REDUCE`` calls it. Here a global is
+looked up in a table of a dozen names, and what stands in the table are our own functions, which only take
+notes: an array is built after all sizes have been checked, from bytes that are in the file.
+"""
+
+import pickle
+import pickletools
+from collections import OrderedDict
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from nlnet_d2.checkpoint.checkpointer import CheckpointError
+
+MEMO = {"PUT", "BINPUT", "LONG_BINPUT"}
+
+
+class PickledDtype:
+    """``numpy.dtype`` as pickled: a code such as "f4", its byte order in the state."""
+
+    def __init__(self, code: str, *_flags: Any):
+        self.dtype = np.dtype(str(code))
+        if self.dtype.kind not in "biuf":
+            raise CheckpointError(f"refused: an array of dtype {self.dtype}; only numbers are admitted")
+
+    def __setstate__(self, state: tuple) -> None:
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class PickledArray:
+    """``numpy.ndarray`` as pickled; ``build`` makes the array, once its size is known to be harmless."""
+
+    def __init__(self, *state: Any):
+        if state:
+            self.__setstate__((1, *state))
+
+    def __setstate__(self, state: tuple) -> None:
+        _version, self.shape, dtype, self.fortran, self.data = state
+        self.dtype = dtype.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.data)
+
+    def build(self) -> np.ndarray:
+        """The array, in this machine's byte order; raises ValueError if shape and data disagree."""
+        data = self.data.encode("latin1") if isinstance(self.data, str) else self.data  # str: from Python 2
+        array = np.frombuffer(data, self.dtype).reshape(self.shape, order="F" if self.fortran else "C")
+        return array.astype(self.dtype.newbyteorder("="))
+
+
+def _empty_array(_type: Any, _shape: Any, _code: Any) -> PickledArray:
+    return PickledArray()
+
+
+def _array_from_buffer(data: bytes, dtype: PickledDtype, shape: tuple, order: str) -> PickledArray:
+    return PickledArray(shape, dtype, order == "F", data)
+
+
+def _scalar(dtype: PickledDtype, data: bytes) -> PickledArray:
+    return PickledArray((), dtype, False, data)
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":  # Python 3 writes bytes so, for Python 2 to read
+        raise CheckpointError(f"refused: _codecs.encode to {encoding!r}; only latin1 is admitted")
+    return text.encode("latin1")
+
+
+ADMITTED = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("_codecs", "encode"): _encode,
+    ("numpy", "ndarray"): "numpy.ndarray",  # only ever an argument of _reconstruct
+    ("numpy", "dtype"): PickledDtype,
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _empty_array for core in ("core", "_core")},
+    **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): _array_from_buffer for core in ("core", "_core")},
+}
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """Unpickles what ``admitted`` names; arrays come as ``PickledArray``."""
+
+    admitted = ADMITTED
+
+    def __init__(self, file: Any):
+        super().__init__(file, encoding="latin1")
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.admitted:
+            raise CheckpointError(
+                f"refused: it asks for {module}.{name}, which could run code. If you trust it, save its "
+                "tensors alone (torch.save of the state dict, or safetensors) and load that"
+            )
+        found = self.admitted[module, name]
+        # A fresh class or wrapper: a pickle may set attributes (BUILD), and must not reach what outlives it.
+        if isinstance(found, type):
+            return type(name, (found,), {})
+        return partial(found) if callable(found) else found
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise CheckpointError("refused: a pickle with persistent ids outside a torch file")
+
+
+def check_opcodes(file: Any) -> None:
+    """Refuse a pickle that would make the unpickler allocate more than the file holds.
+
+    ``file`` is a seekable buffer whose ``read`` returns at most what is left (``io.BytesIO``, ``mmap``), and
+    stands behind the pickle afterwards. Lengths in the file are compared with what is left (pickletools does
+    that), and indices of the memo, for which the unpickler grows an array, with the number of instructions.
+    """
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        if opcode.name in MEMO and argument > count:
+            raise CheckpointError(f"refused: a memo index of {argument} after {count} instructions")
+
+
+def load_plain_pickle(file: Any) -> Any:
+    """What one pickle at the position of ``file`` (see ``check_opcodes``) holds.
+
+    Raises:
+        CheckpointError: it asks for anything but the admitted names, or for memory beyond its size.
+        Exception: of many kinds, if the pickle is damaged; ``read.py`` gives them a name.
+    """
+    start = file.tell()
+    check_opcodes(file)
+    file.seek(start)
+    return PlainUnpickler(file).load()

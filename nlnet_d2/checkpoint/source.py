@@ -1,0 +1,70 @@
+"""What the package knows about one origin of weights: a table, and the few functions that read it."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from nlnet_d2.checkpoint.tensors import Target, TensorOp
+
+
+@dataclass(frozen=True)
+class Source:
+    """An origin of weights, as a table of patterns (``re.search``).
+
+    name: what the user calls it.
+    files: example file names.
+    marks: (pattern, dimensions): each must match the name of some tensor, of so many dimensions (0: any).
+    absent: patterns that match no name. The origin is recognised by marks and absent.
+    drops: (pattern, reason): tensors that no model here has a use for.
+    renames: (pattern, replacement), applied one after the other to each remaining name. The result is a name
+        of ours, of the whole model or from the backbone on.
+    ops: (pattern of our names, operation): changes to the tensors, all that match, in order.
+    fills: (pattern of our names, value, reason): constants that the origin leaves out.
+    provides: pattern of those of our names that a file of this origin has to hold.
+    expects: the settings that the weights were trained with and that no file records.
+    """
+
+    name: str
+    files: str
+    marks: tuple[tuple[str, int], ...]
+    absent: tuple[str, ...] = ()
+    drops: tuple[tuple[str, str], ...] = ()
+    renames: tuple[tuple[str, str], ...] = ()
+    ops: tuple[tuple[str, TensorOp], ...] = ()
+    fills: tuple[tuple[str, float, str], ...] = ()
+    provides: str = "."
+    expects: str = ""
+
+    def recognises(self, tensors: Mapping[str, torch.Tensor]) -> bool:
+        """Whether names and dimensions are those of this origin."""
+        return all(
+            any(re.search(pattern, name) and ndim in (0, t.ndim) for name, t in tensors.items())
+            for pattern, ndim in self.marks
+        ) and not any(re.search(pattern, name) for pattern in self.absent for name in tensors)
+
+    def reason_to_drop(self, name: str) -> str | None:
+        """Why a tensor of this origin is left out, or None if it is not."""
+        return next((reason for pattern, reason in self.drops if re.search(pattern, name)), None)
+
+    def rename(self, name: str) -> str:
+        """Our name for a tensor of this origin."""
+        for pattern, replacement in self.renames:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+    def convert(self, name: str, tensor: torch.Tensor, target: Target) -> torch.Tensor:
+        """The tensor for the parameter that we call ``name``."""
+        for pattern, op in self.ops:
+            if re.search(pattern, name):
+                tensor = op(tensor, target)
+        return tensor
+
+    def provides_name(self, name: str) -> bool:
+        """Whether a file of this origin has to hold the parameter that we call ``name``."""
+        return re.search(self.provides, name) is not None
+
+    def fill(self, name: str) -> float | None:
+        """The constant for a parameter that the origin leaves out, or None if it has one there."""
+        return next((value for pattern, value, _ in self.fills if re.search(pattern, name)), None)

@@ -1,0 +1,87 @@
+"""ImageNet ResNets: torchvision (and timm, which names them alike), MoCo, and Caffe2 (MSRA, FAIR)."""
+
+from nlnet_d2.checkpoint.source import Source
+from nlnet_d2.checkpoint.tensors import inflate
+
+# Context blocks and the offsets of deformable convolutions are new to a classification network.
+TRUNK = r"^(stem|res\d)\.(?!.*(\.after_|conv2_offset))"
+CLASSIFIER = "classifier of the pre-training"
+RGB = "INPUT.FORMAT RGB, PIXEL_MEAN [123.675, 116.28, 103.53], PIXEL_STD [58.395, 57.12, 57.375]"
+# torchvision's names of a ResNet -> Detectron2's; `layer1` is res2.
+FROM_TORCHVISION = (
+    (r"^conv1\.", "stem.conv1."),
+    (r"^bn1\.", "stem.conv1.norm."),
+    *((rf"^layer{i}\.", f"res{i + 1}.") for i in (1, 2, 3, 4)),
+    (r"\.bn(\d)\.", r".conv\1.norm."),
+    (r"\.downsample\.0\.", ".shortcut."),
+    (r"\.downsample\.1\.", ".shortcut.norm."),
+)
+# Caffe2's: res2_0_branch2a_bn_s is res2.0.conv1.norm.weight. s, b, rm, riv (the variance, not its inverse).
+FROM_CAFFE2 = (
+    (r"(^|_)res_conv1_bn_", r"\1conv1_bn_"),
+    (r"(^|_)conv1_", r"\1stem.conv1_"),
+    (r"(res\d)_(\d+)_branch1_", r"\1.\2.shortcut_"),
+    *((rf"(res\d)_(\d+)_branch2{letter}_", rf"\1.\2.conv{i}_") for i, letter in enumerate("abc", start=1)),
+    (r"_(bn|gn)_(s|gamma)$", ".norm.weight"),
+    (r"_(bn|gn)_(b|beta)$", ".norm.bias"),
+    (r"_bn_(rm|running_mean)$", ".norm.running_mean"),
+    (r"_bn_(riv|running_var)$", ".norm.running_var"),
+    (r"_w$", ".weight"),
+    (r"_b$", ".bias"),
+)
+FUSED_NORM = "the statistics are fused into the scale and bias of the norm"
+FUSED_NORMS = (
+    (r"\.norm\.running_mean$", 0.0, FUSED_NORM),
+    (r"\.norm\.running_var$", 1.0 - 1e-5, FUSED_NORM),  # the norm adds 1e-5 to the variance
+)
+CAFFE2_STATE = (
+    (r"_momentum$", "state of the optimizer"),
+    (r"^(lr|model_iter|current_lr|cur_iter)$", "state of the optimizer"),
+)
+
+TORCHVISION = Source(
+    name="torchvision",
+    files="resnet50-0676ba61.pth, resnext101_32x8d-8ba56ff5.pth, ResNets of timm",
+    marks=((r"^layer1\.0\.conv1\.weight$", 4), (r"^bn1\.weight$", 1)),
+    absent=(r"context_block",),
+    drops=((r"^fc\.", CLASSIFIER),),
+    renames=FROM_TORCHVISION,
+    ops=((r"\.weight$", inflate),),
+    provides=TRUNK,
+    expects=f"{RGB}, MODEL.RESNETS.STRIDE_IN_1X1 False",
+)
+
+MOCO = Source(
+    name="moco",
+    files="moco_v1_200ep_pretrain.pth.tar, moco_v2_800ep_pretrain.pth.tar",
+    marks=((r"^(encoder_q|base_encoder)\.layer1\.0\.conv1\.weight$", 4),),
+    drops=(
+        (r"^(encoder_k|momentum_encoder)\.", "the averaged copy of the encoder"),
+        (r"^queue", "negative samples of the contrastive loss"),
+        (r"^(encoder_q|base_encoder)\.fc\.", "projection of the contrastive loss"),
+        (r"^predictor\.", "projection of the contrastive loss"),
+    ),
+    renames=((r"^(encoder_q|base_encoder)\.", ""), *FROM_TORCHVISION),
+    ops=TORCHVISION.ops,
+    provides=TRUNK,
+    expects=TORCHVISION.expects,
+)
+
+CAFFE2 = Source(
+    name="caffe2",
+    files="MSRA/R-50.pkl, MSRA/R-101.pkl, FAIR/R-50-GN.pkl, FAIR/X-101-32x8d.pkl",
+    marks=((r"^conv1_w$", 4), (r"^res2_0_branch2a_w$", 4)),
+    drops=(
+        (r"^(fc1000|pred)_[wb]$", CLASSIFIER),
+        (r"^conv1_b$", "bias in front of a norm, which Detectron2 leaves out too"),
+        *CAFFE2_STATE,
+    ),
+    renames=FROM_CAFFE2,
+    ops=TORCHVISION.ops,
+    fills=FUSED_NORMS,
+    provides=TRUNK,
+    expects="INPUT.FORMAT BGR; MSRA: PIXEL_STD [1, 1, 1], MODEL.RESNETS.STRIDE_IN_1X1 True; GN and X-101: "
+    "STRIDE_IN_1X1 False; X-101: PIXEL_STD [57.375, 57.12, 58.395]",
+)
+
+SOURCES = (TORCHVISION, MOCO, CAFFE2)
