@@ -15,6 +15,7 @@ import numpy as np
 
 SUBPIXELS = 4  # label maps are drawn at this multiple of the image size: outlines are exact to 1/4 pixel
 MIN_VISIBLE = 0.4  # share of its area that a shape must show, or nobody could tell what it is
+MIN_PIECE = 4  # pixels: smaller pieces of an object that is covered in part are not annotated
 MAX_SHAPES = 7
 RADII = (0.07, 0.3)  # smallest and largest shape, as a share of the shorter image side
 MAX_TILT = np.pi / 6  # beyond, the "left" corner of a shape would no longer be the left one
@@ -201,7 +202,8 @@ def annotate(objects: list[Object], height: int, width: int) -> list[dict]:
 
 
 def _annotate_shape(shape: Shape, labels: np.ndarray, label: int) -> dict:
-    pieces = [piece for piece in _contours(labels == label)[0] if cv2.contourArea(piece) >= SUBPIXELS**2]
+    contours, _ = _contours(labels == label)
+    pieces = [piece for piece in contours if cv2.contourArea(piece) >= MIN_PIECE * SUBPIXELS**2]
     corner, end = np.concatenate(pieces).min(axis=0), np.concatenate(pieces).max(axis=0)
     keypoints = _visible_keypoints(shape, labels, label)
     return {
