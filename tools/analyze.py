@@ -1,0 +1,110 @@
+#!/usr/bin/env python
+"""What a config costs: parameters, FLOPs, activations, attention maps; and the table of all configs.
+
+python tools/analyze.py --config-file configs/coco/mask_rcnn_nl_R50_FPN.yaml --tree 3
+python tools/analyze.py --config-file C --input-size 800 1344 --json
+python tools/analyze.py --all
+python tools/analyze.py --table configs/README.md
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from nlnet_d2.analysis import zoo
+from nlnet_d2.analysis.complexity import RULE, Complexity
+from nlnet_d2.engine.config import load_config
+from nlnet_d2.engine.errors import ConfigError, exit_code
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config-file", metavar="C", help="one config")
+    what.add_argument("--all", action="store_true", help="every config, one JSON object per line")
+    what.add_argument("--table", metavar="FILE", help="write the table of all configs as Markdown")
+    parser.add_argument(
+        "--input-size",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="height and width, for clips after the number of frames (default: that of the config's tests)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--tree", type=int, default=0, metavar="DEPTH", help="parameters and FLOPs per module"
+    )
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config options: KEY VALUE ...")
+    return parser.parse_args()
+
+
+def report(config: str, size: tuple[int, ...], cost: Complexity) -> dict:
+    """The JSON object of one config."""
+    return {
+        "config": config,
+        "params": cost.params,
+        "backbone_params": cost.backbone_params,
+        "gflops": cost.flops / 1e9,
+        "input_size": size,
+        "mega_activations": cost.activations / 1e6,
+        "attention_map_mb": cost.attention_bytes / 1e6,
+        "rule": RULE,
+    }
+
+
+def tree(cost: Complexity, depth: int) -> str:
+    """Modules down to ``depth``, with their parameters and FLOPs."""
+    lines = [f"{'module':44} {'params':>14} {'GFLOPs':>10}"]
+    for name, (params, flops) in cost.modules.items():
+        if name.count(".") < depth and (params or flops):
+            label = "  " * name.count(".") + name.rpartition(".")[2]
+            lines.append(f"{label:44} {params:14,} {flops / 1e9:10.2f}")
+    return "\n".join(lines)
+
+
+def analyze_config(args: argparse.Namespace) -> tuple[tuple[int, ...], Complexity]:
+    """Input size and cost of ``--config-file``.
+
+    Raises:
+        ConfigError: the config cannot be read, the model not be built, or the size does not fit.
+    """
+    options = [*args.opts, "DATASETS.TRAIN", "()", "DATASETS.TEST", "()"]  # no data is needed
+    cfg = load_config(argparse.Namespace(config_file=args.config_file, opts=options, dataset=[]))
+    default = zoo.input_size(cfg)
+    size = (3, *args.input_size) if args.input_size else default
+    if len(size) != len(default) or min(size) < 1:
+        raise ConfigError(
+            f"--input-size takes {len(default) - 1} numbers for this config, got {args.input_size}"
+        )
+    try:
+        return size, zoo.analyze(cfg, size)
+    except ValueError as error:
+        raise ConfigError(f"{args.config_file}: {error}") from error
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.table:
+        Path(args.table).write_text(zoo.table(CONFIGS))
+        return
+    if args.all:
+        for path in zoo.config_files(CONFIGS):
+            cfg = zoo.read_config(path)
+            print(json.dumps(report(str(path), zoo.input_size(cfg), zoo.analyze(cfg))), flush=True)
+        return
+    size, cost = analyze_config(args)
+    result = report(args.config_file, size, cost)
+    if args.json:
+        print(json.dumps(result))
+        return
+    print("\n".join(f"{key}: {value}" for key, value in result.items()))
+    if args.tree:
+        print(tree(cost, args.tree))
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(run, parse_arguments()))
