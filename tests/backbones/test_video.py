@@ -172,15 +172,16 @@ def test_temporal_reach(arch, feature, reach):
 
 
 def test_temporal_kernels_of_deep_networks():
-    kernels = {
-        name: [block.conv1.kernel_size[0] for block in getattr(stage, name)]
-        for stage in [on_meta(ResNet3D, arch="slow", depth=101, temporal_blocks=(3, 4, 6, 3))]
-        for name in STAGES
-    }
-    assert kernels == {"res2": [1] * 3, "res3": [1] * 4, "res4": [3] * 6 + [1] * 17, "res5": [3] * 3}
+    def kernels(stage):
+        return [block.conv1.kernel_size[0] for block in stage]
+
+    slow = on_meta(ResNet3D, arch="slow", depth=101, temporal_blocks=(3, 4, 6, 3))
+    assert kernels(slow.res2) + kernels(slow.res3) == [1] * 7
+    assert kernels(slow.res4) == [3] * 6 + [1] * 17
+    assert kernels(slow.res5) == [3] * 3
     i3d = on_meta(ResNet3D, arch="i3d")
-    assert [block.conv1.kernel_size[0] for block in i3d.res4] == [3, 1, 3, 1, 3, 1]
-    assert [block.conv1.kernel_size[0] for block in i3d.res5] == [1, 3, 1]
+    assert kernels(i3d.res4) == [3, 1, 3, 1, 3, 1]
+    assert kernels(i3d.res5) == [1, 3, 1]
 
 
 @pytest.mark.parametrize("norm", ["BN", "SyncBN", "GN", "LN"])
@@ -237,11 +238,12 @@ def test_freeze():
 @pytest.mark.parametrize(
     ("build", "kwargs", "message"),
     [
-        (ResNet3D, {"arch": "c3d"}, "MODEL.VIDEO.ARCH 'c3d' .* c2d, i3d, slow"),
-        (ResNet3D, {"depth": 34}, "MODEL.RESNETS.DEPTH 34 .* 50"),
-        (ResNet3D, {"out_features": ["slow_res5"]}, "OUT_FEATURES 'slow_res5' .* res5"),
+        (ResNet3D, {"arch": "c3d"}, "MODEL.VIDEO.ARCH 'c3d' .* did you mean .*c2d"),
+        (ResNet3D, {"depth": 34}, "MODEL.RESNETS.DEPTH 34 .* known: 14, 26, 50"),
+        (ResNet3D, {"out_features": ["slow_res5"]}, "OUT_FEATURES 'slow_res5' .* did you mean res5"),
         (SlowFast, {"out_features": ["res5"]}, "OUT_FEATURES 'res5' .* slow_res5"),
         (SlowFast, {"frame_rule": "stride"}, "MODEL.VIDEO.SLOW_FRAMES 'stride' .* linspace, nearest"),
+        (ResNet3D, {"temporal_blocks": [3]}, r"MODEL.VIDEO.TEMPORAL_BLOCKS \[3\]"),
         (SlowFast, {"beta_inv": 7}, "MODEL.VIDEO.BETA_INV 7"),
         (SlowFast, {"blocks": [{"NAME": "NonLocal", "AT": {"res6": [0]}}]}, "there is no stage 'res6'"),
     ],

@@ -9,12 +9,13 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from deterministic import compare, golden_state_dict, make_input, read_keys
+from fvcore.nn.precise_bn import update_bn_stats
 from torch import nn
 from torch.nn import functional as F
 
 import nlnet_d2
 from nlnet_d2.backbones.video.resnet3d import ClipShapeSpec, ResNet3D
-from nlnet_d2.backbones.video.slowfast import SlowFast
+from nlnet_d2.backbones.video.slowfast import SlowFast, slow_frames
 from nlnet_d2.modeling.action_head import ActionHead
 from nlnet_d2.modeling.action_rcnn import ActionRCNN
 from nlnet_d2.modeling.people import FrozenDetector
@@ -169,6 +170,17 @@ def test_mixed_precision():
     assert loss.isfinite()
 
 
+def test_precise_statistics():
+    """fvcore's precise BN, Detectron2's ``TEST.PRECISE_BN``, runs on the model with its boxes."""
+    model, inputs = tiny_model(), make_clip(TWO)
+    update_bn_stats(model, [[inputs], [inputs]], num_iters=2)
+    norm = model.backbone.slow.stem.conv1.norm
+    with torch.no_grad():
+        clip = model.preprocess([inputs]).tensor[:, :, slow_frames(8, 4)]
+        x = F.conv3d(clip, model.backbone.slow.stem.conv1.weight, stride=(1, 2, 2), padding=(0, 3, 3))
+    torch.testing.assert_close(norm.running_mean, x.mean((0, 2, 3, 4)), atol=1e-5, rtol=1e-4)
+
+
 def test_no_boxes_in_training():
     model = tiny_model()
     loss = model([make_clip([]), make_clip([])])["loss_action"]
@@ -296,8 +308,8 @@ def test_wrong_targets():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"in_features": ["res5"]}, "MODEL.ACTION_HEAD.IN_FEATURES 'res5' .* slow, fast"),
-        ({"temporal_pool": "mean"}, "MODEL.ACTION_HEAD.TEMPORAL_POOL 'mean' .* avg, max"),
+        ({"in_features": ["res5"]}, "MODEL.ACTION_HEAD.IN_FEATURES 'res5' .* known: slow, fast"),
+        ({"temporal_pool": "mean"}, "MODEL.ACTION_HEAD.TEMPORAL_POOL 'mean' .* known: avg, max"),
         ({"class_weights": [1.0, 2.0]}, "CLASS_WEIGHTS has 2 factors for 80 classes"),
     ],
 )

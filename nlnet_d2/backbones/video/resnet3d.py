@@ -26,7 +26,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from nlnet_d2.backbones.resnet import STAGES, ContextBlockMixin, refuse_frozen
-from nlnet_d2.blocks.base import place_blocks
+from nlnet_d2.blocks.base import nearest, place_blocks
 from nlnet_d2.layers.norm import GROUPS, get_norm
 
 DEPTHS = {14: (1, 1, 1, 1), 26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -198,20 +198,19 @@ class ResNet3D(Backbone):
             check_choice("MODEL.RESNETS.OUT_FEATURES", name, STAGES)
         placed = place_blocks(blocks, dict(zip(STAGES, DEPTHS[depth], strict=True)))
         refuse_frozen(placed, freeze_at)
-        kernels, strides = ARCHS[arch], (1, 2, 2, res5_stride)
+        kernels, strides = temporal_kernels(arch, depth, temporal_blocks), (1, 2, 2, res5_stride)
         norms = [frozen(norm) if i < freeze_at else norm for i in range(5)]
-        self.temporal_pool = kernels.pool
-        self.stem = Stem3d(in_channels, stem_channels, kernels.stem, norms[0])
+        self.temporal_pool = ARCHS[arch].pool
+        self.stem = Stem3d(in_channels, stem_channels, ARCHS[arch].stem, norms[0])
         self._shapes, channels, total = {}, stem_channels, 4
         for i, (name, context) in enumerate(placed.items()):
-            temporal = temporal_blocks[i] if temporal_blocks else len(context)
             stage = ResNet.make_stage(
                 ContextBottleneckBlock3d,
                 len(context),
                 in_channels=channels + lateral_channels[i],
                 out_channels=res2_channels * 2**i,
                 bottleneck_channels=width * 2**i,
-                temporal_kernel_per_block=_repeat(getattr(kernels, name), temporal, len(context)),
+                temporal_kernel_per_block=kernels[name],
                 stride_per_block=[strides[i]] + [1] * (len(context) - 1),
                 dilation=res5_dilation if name == "res5" else 1,
                 context_per_block=context,
@@ -219,7 +218,7 @@ class ResNet3D(Backbone):
             )
             self.add_module(name, nn.Sequential(*stage))
             channels, total = res2_channels * 2**i, total * strides[i]
-            self._shapes[name] = ClipShapeSpec(channels, total, 1 if name == "res2" else kernels.pool)
+            self._shapes[name] = ClipShapeSpec(channels, total, 1 if i == 0 else self.temporal_pool)
         self._out_features = list(out_features)
         for name in ("stem", *STAGES)[:freeze_at]:
             getattr(self, name).requires_grad_(False)
@@ -260,9 +259,9 @@ class ResNet3D(Backbone):
 
 
 def check_choice(key: str, value: object, known: Iterable) -> None:
-    """Raise a ValueError that lists what ``key`` may be, unless ``value`` is one of ``known``."""
+    """Raise a ValueError that says what ``key`` may be, unless ``value`` is one of ``known``."""
     if value not in known:
-        raise ValueError(f"{key} {value!r} is unknown; choose from {', '.join(map(str, known))}")
+        raise ValueError(f"{key} {value!r} is unknown; {nearest(str(value), [str(k) for k in known])}")
 
 
 def frozen(norm: str) -> str:
@@ -270,6 +269,13 @@ def frozen(norm: str) -> str:
     return "FrozenBN" if norm in ("BN", "SyncBN") else norm
 
 
-def _repeat(kernels: tuple[int, ...], temporal: int, depth: int) -> list[int]:
-    """Temporal kernels of ``depth`` blocks, of which the first ``temporal`` repeat ``kernels``."""
-    return [kernels[i % len(kernels)] if i < temporal else 1 for i in range(depth)]
+def temporal_kernels(arch: str, depth: int, temporal_blocks: Sequence[int] = ()) -> dict[str, list[int]]:
+    """Temporal kernel of conv1, for each stage, for each of its residual blocks."""
+    if len(temporal_blocks) not in (0, len(STAGES)):
+        raise ValueError(f"MODEL.VIDEO.TEMPORAL_BLOCKS {temporal_blocks}: one number for each of {STAGES}")
+    stages = zip(STAGES, DEPTHS[depth], temporal_blocks or DEPTHS[depth], strict=True)
+    kernels = {name: getattr(ARCHS[arch], name) for name in STAGES}
+    return {
+        name: [kernels[name][i % len(kernels[name])] if i < temporal else 1 for i in range(blocks)]
+        for name, blocks, temporal in stages
+    }
