@@ -31,5 +31,5 @@ setup(
         "shapely>=2.0",  # fvcore clips polygons with it where images are cropped
         "tqdm>=4.60",
     ],
-    extras_require={"video": VIDEO, "opencv": ["opencv-python-headless>=4.8"], "dev": DEV},
+    extras_require={"video": VIDEO, "opencv": ["opencv-python-headless>=4.8.0.76"], "dev": DEV},
 )

@@ -151,6 +151,11 @@ setup(
     ],
 )
 """
+PYPROJECT = """
+[build-system]
+requires = ["setuptools>=70.1"]
+build-backend = "setuptools.build_meta"
+"""
 
 
 def fail(message: str):
@@ -193,6 +198,7 @@ def repair(source: Path) -> None:
         path.write_text(text.replace(old, new))
     shutil.copyfile(Path(__file__).with_name("detectron2_stand_in.py"), source / "detectron2" / "_C.py")
     (source / "setup.py").write_text(SETUP)
+    (source / "pyproject.toml").write_text(PYPROJECT)
     shutil.rmtree(source / "pb1_detectron2.egg-info", ignore_errors=True)
 
 

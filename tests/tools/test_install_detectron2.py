@@ -40,6 +40,7 @@ def test_repairs_replace_every_occurrence(tree):
         assert repair.old not in text.replace(repair.new, "")
     assert "deform_conv2d" in (tree / "detectron2" / "_C.py").read_text()
     compile((tree / "setup.py").read_text(), "setup.py", "exec")
+    assert "build-backend" in (tree / "pyproject.toml").read_text()  # or an old pip asks for bdist_wheel
 
 
 @pytest.mark.parametrize("change", [lambda text: "", lambda text: text + text], ids=["absent", "too often"])
