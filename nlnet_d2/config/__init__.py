@@ -24,6 +24,7 @@ def add_nlnet_config(cfg: CN) -> None:
     _add_vit(cfg.MODEL)
     _add_mvit(cfg.MODEL)
     _add_video(cfg.MODEL)
+    _add_clips(cfg)
     _add_solver(cfg.SOLVER)
     _add_run(cfg)
 
@@ -100,6 +101,28 @@ def _add_video(model: CN) -> None:
     model.PEOPLE.SCORE_THRESH = 0.8
 
 
+def _add_clips(cfg: CN) -> None:
+    """Data in AVA's format: ``INPUT.CLIP``, see data/clip_mapper.py. INPUT.RANDOM_FLIP counts too."""
+    # Data sets of one's own, a list of {NAME, ANNOTATIONS, LABEL_MAP, VIDEOS, ...}: see AvaSource in
+    # data/datasets/ava.py.
+    cfg.DATASETS.REGISTER_AVA = []
+    clip = cfg.INPUT.CLIP = CN()
+    clip.NUM_FRAMES = 32
+    clip.STRIDE = 2  # frames from one of the clip to the next
+    clip.SCALES_TRAIN = [256, 320]  # shorter side of the frame in pixels, from ... to
+    # Which lengths are drawn evenly: the shorter sides (uniform), or their inverses (inverse, as PySlowFast).
+    clip.SCALE_SAMPLING = "inverse"
+    clip.CROP_TRAIN = 224  # side of the crop in pixels; 0: the whole frame
+    clip.COLOR_JITTER = 0.0  # brightness, contrast and saturation vary by this share
+    clip.SIZE_TEST = 256  # shorter side of the whole frame in pixels
+    # Detected people count from this score on; annotated ones always do.
+    clip.PERSON_SCORE_TRAIN = 0.8
+    clip.PERSON_SCORE_TEST = 0.8
+    # A key frame left without people: drop it, take the best of its people, or the frame as a person.
+    clip.WITHOUT_PEOPLE = "drop"
+    cfg.TEST.AVA_PROTOCOL = "activitynet"  # or pyslowfast, mmaction2: see evaluation/frame_map.py
+
+
 def _add_solver(solver: CN) -> None:
     solver.OPTIMIZER = "SGD"  # or AdamW
     solver.LAYER_DECAY = 1.0  # learning rate of a transformer block relative to the one above it
@@ -108,9 +131,10 @@ def _add_solver(solver: CN) -> None:
 
 
 def _add_run(cfg: CN) -> None:
-    """What the trainer and the data sets of one's own add; see engine/trainer.py and data/datasets/coco.py."""
+    """Data sets of one's own and the trainer; see data/datasets/coco.py and engine/trainer.py."""
     # Data sets in COCO format, a list of {NAME, JSON, IMAGES}: name for TRAIN and TEST, file, image folder.
     cfg.DATASETS.REGISTER = []
     cfg.SOLVER.AMP.PRECISION = "auto"  # fp16 or bf16; auto: fp16 on a GPU, bf16 on a CPU
     cfg.SOLVER.CHECKPOINTS_TO_KEEP = 0  # the last so many (and the best); 0: all
-    cfg.TEST.BEST_METRIC = "bbox/AP"  # by which model_best.pth is chosen, with EVAL_PERIOD > 0
+    # By which model_best.pth is chosen, with EVAL_PERIOD > 0; of several test sets: "coco_2017_val/bbox/AP".
+    cfg.TEST.BEST_METRIC = "bbox/AP"

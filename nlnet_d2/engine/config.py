@@ -37,6 +37,7 @@ REGISTRIES = {
     "MODEL.ROI_MASK_HEAD.NAME": ROI_MASK_HEAD_REGISTRY,
     "MODEL.ROI_KEYPOINT_HEAD.NAME": ROI_KEYPOINT_HEAD_REGISTRY,
 }
+COCO_KEYPOINTS = 17  # those whose OKS sigmas the evaluation knows
 NO_MODULE = ("", "PrecomputedProposals")  # values that Detectron2 understands without a registry
 
 
@@ -142,7 +143,7 @@ def _merge(cfg: CfgNode, source: str, merge) -> None:
             raise ConfigError(f"{source}: {message}") from error
         parent = unknown[1].rpartition(".")[0]
         siblings = [key for key in leaves(cfg) if key.rpartition(".")[0] == parent]
-        otherwise = f"{parent} has {', '.join(siblings)}" if siblings else "see nlnet_d2/config for the keys"
+        otherwise = f"{parent or 'the top level'} has {', '.join(siblings) or 'no such section'}"
         raise ConfigError(
             f"{source}: unknown key {unknown[1]}; {suggest(unknown[1], list(leaves(cfg)), otherwise)}"
         ) from error
@@ -160,7 +161,7 @@ def _explain_type(message: str) -> str:
     remedy = {"bool": "; write True or False", "float": "; write it with a point, such as 1.0"}.get(
         wanted, ""
     )
-    return f"{key} takes {wanted} (default {default}), got {got} {value}{remedy}"
+    return f"{key} takes {wanted} (now {default}), got {got} {value}{remedy}"
 
 
 def leaves(tree: Mapping, prefix: str = "") -> Iterator[str]:
@@ -211,13 +212,23 @@ def _fit_to_data(cfg: CfgNode, given: set[str]) -> None:
         classes, keypoints = num_classes(names), num_keypoints(names)
     except ValueError as error:
         raise ConfigError(f"DATASETS: {error}") from error
+    sets = ", ".join(names)
     for key in ("MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.RETINANET.NUM_CLASSES"):
-        _fit(cfg, key, classes, given, f"classes in {', '.join(names)}")
+        _fit(cfg, key, classes, given, f"classes in {sets}")
     if cfg.MODEL.KEYPOINT_ON:
         if not keypoints:
-            raise ConfigError(f"MODEL.KEYPOINT_ON is True, but {', '.join(names)} have no keypoints")
-        _fit(
-            cfg, "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", keypoints, given, f"keypoints in {', '.join(names)}"
+            raise ConfigError(f"MODEL.KEYPOINT_ON is True, but {sets} have no keypoints")
+        _fit(cfg, "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", keypoints, given, f"keypoints in {sets}")
+        _check_sigmas(cfg, keypoints)
+
+
+def _check_sigmas(cfg: CfgNode, keypoints: int) -> None:
+    """Keypoints are scored by their distance in units of sigma: COCO's are known, others must be given."""
+    sigmas = len(cfg.TEST.KEYPOINT_OKS_SIGMAS) or COCO_KEYPOINTS
+    if cfg.DATASETS.TEST and sigmas != keypoints:
+        raise ConfigError(
+            f"TEST.KEYPOINT_OKS_SIGMAS must hold one number for each of the {keypoints} keypoints: how far "
+            f"off, relative to the object's size, is still good. For example {[0.05] * keypoints}"
         )
 
 
@@ -226,8 +237,6 @@ def _fit(cfg: CfgNode, key: str, number: int, given: set[str], what: str) -> Non
     if not number or value == number:
         return
     if key in given:
-        raise ConfigError(
-            f"{key} is {value}, but there are {number} {what}: leave it out, or set it to {number}"
-        )
+        raise ConfigError(f"{key} is {value}, but there are {number} {what}: set it to {number}")
     parent, _, leaf = key.rpartition(".")
     lookup(cfg, parent)[leaf] = number

@@ -25,15 +25,17 @@ class StopOnSignal(HookBase):
     """SIGTERM (what clusters send before they take a machine away) and SIGINT (Ctrl-C): finish the iteration,
     save, and leave with KeyboardInterrupt or exit code 143.
 
-    During a periodic evaluation there is no iteration to finish: it is cut short. After training the signals
-    have their usual effect again. Further signals change nothing; SIGQUIT (Ctrl-\\) ends at once.
+    An evaluation is cut short: there is no iteration to finish. After training the signals have their usual
+    effect again. Further signals change nothing; SIGQUIT (Ctrl-\\) ends at once.
 
-    Stands after the periodic checkpointer and before the evaluation.
+    Stands after the periodic checkpointer and before the evaluation of every ``eval_period`` iterations.
     """
 
-    def __init__(self):
+    def __init__(self, eval_period: int):
+        self.eval_period = eval_period
         self._received: int | None = None
         self._step_is_complete = False
+        self._may_leave = False
         self._previous = {}
 
     def before_train(self) -> None:
@@ -41,15 +43,18 @@ class StopOnSignal(HookBase):
             self._previous = {s: signal.signal(s, self._receive) for s in (signal.SIGTERM, signal.SIGINT)}
 
     def before_step(self) -> None:
-        self._step_is_complete = False
+        self._step_is_complete = self._may_leave = False
 
     def after_step(self) -> None:
+        done, alone = self.trainer.iter + 1, comm.get_world_size() == 1
         self._step_is_complete = True
-        alone = comm.get_world_size() == 1
+        # Other processes may wait for this one in the next iteration already; not while all evaluate.
+        self._may_leave = alone or (self.eval_period > 0 and done % self.eval_period == 0)
         stop = self._received if alone else self.trainer.step.stop
-        if stop and self.trainer.iter + 1 < self.trainer.max_iter:
+        if stop:
             self._received = self._received or signal.SIGTERM  # another process was told
-            self._leave()
+            if done < self.trainer.max_iter:
+                self._leave()
 
     def after_train(self) -> None:
         for number, handler in self._previous.items():
@@ -70,7 +75,7 @@ class StopOnSignal(HookBase):
         self._received = number
         self.trainer.step.stop_requested = True
         logger.info("%s: stopping after this iteration", signal.Signals(number).name)
-        if self._step_is_complete:
+        if self._may_leave:
             self._leave()
 
     def _leave(self) -> None:

@@ -5,6 +5,7 @@ Detectron2 0.6 refuses CPUs, and neither 0.6 nor main understands torchrun.
 
 import os
 import signal
+import socket
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -58,6 +59,8 @@ def distribute(model: nn.Module) -> nn.Module:
 
 def _spawn(main: Callable, args: Namespace, device: str, main_args: tuple) -> None:
     """Start the processes of this machine, pass signals on to them, and end as they end."""
+    if args.dist_url == "auto":
+        args.dist_url = f"tcp://127.0.0.1:{_free_port()}"
     context = mp.start_processes(
         _child, (main, args, device, main_args), nprocs=args.num_gpus, join=False, start_method="spawn"
     )
@@ -76,6 +79,12 @@ def _spawn(main: Callable, args: Namespace, device: str, main_args: tuple) -> No
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        return listener.getsockname()[1]
 
 
 def _child(local_rank: int, main: Callable, args: Namespace, device: str, main_args: tuple) -> None:

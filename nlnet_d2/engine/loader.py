@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
 import torch
-from detectron2.data import DatasetFromList, DatasetMapper, MapDataset, get_detection_dataset_dicts
+from detectron2.data import DatasetFromList, MapDataset, get_detection_dataset_dicts
 from detectron2.data.build import trivial_batch_collator
 from detectron2.data.samplers import (
     RandomSubsetTrainingSampler,
@@ -21,6 +21,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nlnet_d2.blocks.base import nearest
+from nlnet_d2.data.augmentation import build_mapper
 from nlnet_d2.engine.errors import ConfigError
 from nlnet_d2.engine.seeding import seeded
 
@@ -125,7 +126,7 @@ def _sampler_maker(cfg, dicts: list[dict]) -> Callable[[int], Sampler]:
 
 
 def build_train_loader(cfg, mapper: Callable[[dict], dict] | None = None) -> TrainLoader:
-    """The loader of DATASETS.TRAIN; ``mapper`` defaults to Detectron2's ``DatasetMapper``.
+    """The loader of DATASETS.TRAIN; ``mapper`` defaults to that of INPUT.
 
     Raises:
         ConfigError: the batch cannot be divided among the processes, or an unknown sampler.
@@ -142,7 +143,7 @@ def build_train_loader(cfg, mapper: Callable[[dict], dict] | None = None) -> Tra
     )
     return TrainLoader(
         dicts,
-        mapper or DatasetMapper(cfg, is_train=True),
+        mapper or build_mapper(cfg, is_train=True),
         _sampler_maker(cfg, dicts),
         batch_size=total // world_size,
         num_workers=cfg.DATALOADER.NUM_WORKERS,

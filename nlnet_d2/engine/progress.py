@@ -35,6 +35,8 @@ class ProgressBar(EventWriter):
 
     def write(self) -> None:
         storage = get_event_storage()
+        if "lr" not in storage.histories():  # not one iteration was completed
+            return
         if not self._started:  # a resumed run does not start at 0
             self.bar.reset(self.bar.total)
             self.bar.initial = self.bar.n = storage.iter

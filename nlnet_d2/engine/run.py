@@ -10,6 +10,7 @@ from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from nlnet_d2.checkpoint import load_weights
 from nlnet_d2.checkpoint.checkpointer import CheckpointError, TrainingCheckpointer
 from nlnet_d2.data.check import check_datasets
 from nlnet_d2.data.errors import DataError
@@ -17,7 +18,6 @@ from nlnet_d2.engine.config import argument_parser, load_config, register_data
 from nlnet_d2.engine.errors import ConfigError, exit_code
 from nlnet_d2.engine.launch import launch
 from nlnet_d2.engine.trainer import Trainer
-from nlnet_d2.engine.weights import load_initial_weights
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,8 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> dict:
     if resume:
         TrainingCheckpointer(model, cfg.OUTPUT_DIR).resume()
     elif cfg.MODEL.WEIGHTS:
-        load_initial_weights(model, cfg.MODEL.WEIGHTS, complete=True)
+        report = load_weights(model, cfg.MODEL.WEIGHTS)
+        report.require_complete(allow_missing=report.unexpected)  # a mask head may stay behind, say
     else:
         raise CheckpointError(
             "--eval-only needs weights: MODEL.WEIGHTS, or --resume for the last of OUTPUT_DIR"

@@ -49,7 +49,7 @@ class TrainStep(SimpleTrainer):
         batch = next(self._data_loader_iter)
         get_event_storage().put_scalar("data_time", time.perf_counter() - start)
         with torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision is not None):
-            losses = self.model(batch)
+            losses = self._forward(batch)
         self.optimizer.zero_grad()
         self.grad_scaler.scale(sum(losses.values())).backward()
         self._report(losses, batch)
@@ -64,6 +64,12 @@ class TrainStep(SimpleTrainer):
         if state_dict.get("grad_scaler"):  # empty where the run had none
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
 
+    def _forward(self, batch: list[dict]) -> dict[str, torch.Tensor]:
+        try:
+            return self.model(batch)
+        except FloatingPointError as error:  # the proposals look at themselves before there are losses
+            raise self._diverged(str(error), _file_names(batch)) from error
+
     def _report(self, losses: Mapping[str, torch.Tensor], batch: list[dict]) -> None:
         """Store the losses, averaged over all processes in one transfer together with the stop flag."""
         own = torch.stack([loss.detach().float() for loss in losses.values()])
@@ -74,16 +80,20 @@ class TrainStep(SimpleTrainer):
         self.stop = stop > 0
         means = {name: value / comm.get_world_size() for name, value in zip(losses, sums, strict=True)}
         if not torch.isfinite(shared).all():
-            self._diverged(means, own, batch)
+            names = [] if torch.isfinite(own).all() else _file_names(batch)
+            files = [name for process in comm.all_gather(names) for name in process]
+            shown = ", ".join(f"{name} = {value:.6g}" for name, value in means.items())
+            raise self._diverged(f"the loss is not finite: {shown}", files)
         get_event_storage().put_scalars(total_loss=sum(means.values()), **means)
 
-    def _diverged(self, means: dict[str, float], own: torch.Tensor, batch: list[dict]) -> None:
-        names = [] if torch.isfinite(own).all() else [str(d.get("file_name", "?")) for d in batch]
-        files = [name for process in comm.all_gather(names) for name in process]
+    def _diverged(self, what: str, files: list[str]) -> Diverged:
         rate = max(group["lr"] for group in self.optimizer.param_groups)
-        raise Diverged(
-            f"the loss is not finite at iteration {self.iter}, learning rate {rate:.6g}: "
-            + ", ".join(f"{name} = {value:.6g}" for name, value in means.items())
+        return Diverged(
+            f"iteration {self.iter}, learning rate {rate:.6g}: {what}"
             + "".join(f"\n  in the batch: {file}" for file in files)
             + "\nLower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS, or look at the annotations of the images"
         )
+
+
+def _file_names(batch: list[dict]) -> list[str]:
+    return [str(record.get("file_name", record.get("image_id"))) for record in batch]

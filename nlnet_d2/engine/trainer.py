@@ -10,6 +10,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, TrainerBase, hooks
 from detectron2.utils import comm
 
+from nlnet_d2.checkpoint import load_weights
 from nlnet_d2.checkpoint.checkpointer import CheckpointError, TrainingCheckpointer
 from nlnet_d2.engine.errors import ConfigError
 from nlnet_d2.engine.hooks import KeepBest, SeedIterations, StopOnSignal
@@ -17,8 +18,8 @@ from nlnet_d2.engine.launch import distribute
 from nlnet_d2.engine.loader import TrainLoader, build_train_loader
 from nlnet_d2.engine.progress import ProgressBar
 from nlnet_d2.engine.step import TrainStep
-from nlnet_d2.engine.weights import load_initial_weights
 from nlnet_d2.evaluation.coco import FastCOCOEvaluator
+from nlnet_d2.solver import build_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,10 @@ class Trainer(DefaultTrainer):
             logger.warning("%s holds an earlier run: its files will be replaced", self.cfg.OUTPUT_DIR)
         elif resume:
             logger.warning("Nothing to resume in %s: starting a new run", self.cfg.OUTPUT_DIR)
-        load_initial_weights(self.checkpointer.model, self.cfg.MODEL.WEIGHTS)
+        if self.cfg.MODEL.WEIGHTS:
+            load_weights(self.checkpointer.model, self.cfg.MODEL.WEIGHTS)
+        else:
+            logger.info("MODEL.WEIGHTS is empty: starting from random weights")
 
     def train(self):
         if isinstance(self.data_loader, TrainLoader):
@@ -107,10 +111,10 @@ class Trainer(DefaultTrainer):
     def build_hooks(self) -> list:
         found = [hook for hook in super().build_hooks() if hook is not None]
         at = next(i for i, hook in enumerate(found) if isinstance(hook, hooks.EvalHook))
-        found[at:at] = [StopOnSignal()]
+        found[at:at] = [StopOnSignal(self.cfg.TEST.EVAL_PERIOD)]
         if comm.is_main_process():
             self._limit_checkpoints(found)
-            if self.cfg.TEST.EVAL_PERIOD > 0:
+            if self.cfg.TEST.EVAL_PERIOD > 0 and self.cfg.DATASETS.TEST:
                 best = TrainingCheckpointer(self.checkpointer.model, self.cfg.OUTPUT_DIR, tag_last=False)
                 found.insert(at + 2, KeepBest(self.cfg.TEST.EVAL_PERIOD, best, self.cfg.TEST.BEST_METRIC))
             if sys.stderr.isatty():
@@ -131,6 +135,13 @@ class Trainer(DefaultTrainer):
             return super().build_model(cfg)
         except ValueError as error:
             raise ConfigError(f"the model of this config cannot be built: {error}") from error
+
+    @classmethod
+    def build_optimizer(cls, cfg, model):
+        try:
+            return build_optimizer(cfg, model)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
     @classmethod
     def build_train_loader(cls, cfg):

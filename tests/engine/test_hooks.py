@@ -1,0 +1,104 @@
+"""Signals, the best model and old checkpoints, in runs of a tiny model."""
+
+import os
+import signal
+
+import pytest
+import torch
+from tiny_run import arguments
+
+from nlnet_d2.engine.run import main
+from nlnet_d2.engine.step import TrainStep
+from nlnet_d2.engine.trainer import Trainer
+
+QUIET = ("DATASETS.TEST", "[]", "SOLVER.MAX_ITER", "6", "SOLVER.CHECKPOINT_PERIOD", "100")
+
+
+def iteration_of(path):
+    return torch.load(path, weights_only=True)["trainer"]["iteration"]
+
+
+@pytest.fixture
+def signal_at(monkeypatch):
+    """Send this process a signal in the middle of an iteration."""
+
+    def arrange(number, iteration):
+        stock = TrainStep.run_step
+
+        def run_step(self):
+            if self.iter == iteration:
+                os.kill(os.getpid(), number)
+            stock(self)
+
+        monkeypatch.setattr(TrainStep, "run_step", run_step)
+
+    return arrange
+
+
+def test_sigterm_ends_the_iteration_and_saves(tiny_data, tmp_path, signal_at, capsys):
+    signal_at(signal.SIGTERM, 3)
+    with pytest.raises(SystemExit) as left:
+        main(arguments(tiny_data, tmp_path, *QUIET))
+    assert left.value.code == 128 + signal.SIGTERM
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000003.pth"
+    assert iteration_of(tmp_path / "model_0000003.pth") == 3
+    assert "Saved after iteration 3; continue with --resume" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_ctrl_c_gives_130(tiny_data, tmp_path, signal_at):
+    signal_at(signal.SIGINT, 2)
+    assert main(arguments(tiny_data, tmp_path, *QUIET)) == 128 + signal.SIGINT
+    assert (tmp_path / "model_0000002.pth").exists()
+
+
+def test_signal_in_the_last_iteration_leaves_out_the_evaluation(tiny_data, tmp_path, signal_at, monkeypatch):
+    monkeypatch.setattr(Trainer, "test", lambda *_: pytest.fail("evaluated after SIGTERM"))
+    signal_at(signal.SIGTERM, 5)
+    with pytest.raises(SystemExit) as left:
+        main(arguments(tiny_data, tmp_path, *QUIET))
+    assert left.value.code == 128 + signal.SIGTERM
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+
+
+def test_signal_in_an_evaluation_saves_the_iteration_before(tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "test", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as left:
+        main(arguments(tiny_data, tmp_path, *QUIET, "TEST.EVAL_PERIOD", "2"))
+    assert left.value.code == 128 + signal.SIGTERM
+    assert iteration_of(tmp_path / "model_0000001.pth") == 1
+
+
+def test_best_model_is_kept_also_over_a_resume(tiny_data, tmp_path, monkeypatch, signal_at):
+    metrics = iter([10.0, 30.0, 20.0, 25.0, 5.0])
+    monkeypatch.setattr(Trainer, "test", lambda *_: {"bbox": {"AP": next(metrics)}})
+    options = (
+        *QUIET,
+        "DATASETS.TEST",
+        "['tiny_val']",
+        "TEST.EVAL_PERIOD",
+        "1",
+        "SOLVER.CHECKPOINT_PERIOD",
+        "1",
+    )
+    signal_at(signal.SIGTERM, 2)
+    with pytest.raises(SystemExit):
+        main(arguments(tiny_data, tmp_path, *options))
+    best, second = (
+        torch.load(tmp_path / f"{name}.pth", weights_only=True) for name in ("model_best", "model_0000001")
+    )
+    assert best["iteration"] == 1
+    assert all(torch.equal(value, second["model"][name]) for name, value in best["model"].items())
+    monkeypatch.undo()
+    monkeypatch.setattr(Trainer, "test", lambda *_: {"bbox": {"AP": next(metrics)}})
+    assert main(arguments(tiny_data, tmp_path, *options, flags=("--resume",))) == 0
+    assert torch.load(tmp_path / "model_best.pth", weights_only=True)["iteration"] == 1
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+
+
+def test_old_checkpoints_are_removed_also_those_of_before_a_resume(tiny_data, tmp_path):
+    options = ("DATASETS.TEST", "[]", "SOLVER.CHECKPOINT_PERIOD", "1", "SOLVER.CHECKPOINTS_TO_KEEP", "2")
+    main(arguments(tiny_data, tmp_path, *options, "SOLVER.MAX_ITER", "3"))
+    main(arguments(tiny_data, tmp_path, *options, "SOLVER.MAX_ITER", "4", flags=("--resume",)))
+    numbered = sorted(path.name for path in tmp_path.glob("model_0*.pth"))
+    assert numbered == ["model_0000002.pth", "model_0000003.pth"]

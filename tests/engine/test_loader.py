@@ -1,0 +1,58 @@
+import itertools
+
+import numpy as np
+import pytest
+from detectron2.data.samplers import TrainingSampler
+
+from nlnet_d2.engine.loader import TrainLoader, plan_batches
+
+WIDE = [i % 3 == 0 for i in range(10)]
+RECORDS = [{"id": i, "width": 2 if wide else 1, "height": 1} for i, wide in enumerate(WIDE)]
+
+
+def jitter(record):
+    return {**record, "drawn": float(np.random.rand())}
+
+
+def batches(count, *, start=0, workers=0, seed=4, grouped=True):
+    loader = TrainLoader(
+        RECORDS,
+        jitter,
+        lambda seed: TrainingSampler(len(RECORDS), seed=seed),
+        batch_size=3,
+        num_workers=workers,
+        group_by_aspect=grouped,
+    )
+    loader.seed, loader.start_iter = seed, start
+    return list(itertools.islice(loader, count))
+
+
+def test_plan_keeps_every_index_once_and_shapes_apart():
+    plan = list(plan_batches(range(10), WIDE, 2))
+    assert plan == [[(1, 1), (2, 2)], [(0, 0), (3, 3)], [(4, 4), (5, 5)], [(7, 7), (8, 8)], [(6, 6), (9, 9)]]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_stream_is_a_function_of_seed_and_iteration(workers):
+    whole = batches(12)
+    assert batches(5, start=7, workers=workers) == whole[7:]
+    assert batches(12, seed=5) != whole
+
+
+def test_images_of_a_batch_lie_the_same_way():
+    for batch in batches(20):
+        assert len({record["width"] > record["height"] for record in batch}) == 1
+    assert any(len({r["width"] for r in batch}) == 2 for batch in batches(20, grouped=False))
+
+
+def test_every_visit_of_an_image_draws_anew():
+    drawn = [record["drawn"] for batch in batches(20) for record in batch]
+    assert len(set(drawn)) == len(drawn)
+
+
+def test_loading_does_not_touch_the_global_generators():
+    np.random.seed(0)
+    expected = np.random.rand()
+    np.random.seed(0)
+    batches(3)
+    assert np.random.rand() == expected

@@ -1,0 +1,115 @@
+"""A run that is killed and resumed gives, bit for bit, the weights of one that is not."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from tiny_run import TORCHRUN, arguments, environment, train_net
+
+from nlnet_d2.engine.run import main
+from nlnet_d2.engine.step import TrainStep
+
+OPTIONS = ("SOLVER.MAX_ITER", "7", "SOLVER.CHECKPOINT_PERIOD", "3", "DATASETS.TEST", "[]")
+
+
+# A child process imports the script again, so the patch holds there too.
+KILLER = """
+import os, signal, sys
+from detectron2.utils import comm
+from nlnet_d2.engine.run import main
+from nlnet_d2.engine.step import TrainStep
+
+stock = TrainStep.run_step
+
+def run_step(self):
+    if self.iter == 5 and comm.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    stock(self)
+
+TrainStep.run_step = run_step
+if __name__ == "__main__":
+    sys.exit(main({arguments!r}))
+"""
+
+
+class Killed(BaseException):
+    """Ends a run as abruptly as an exception can."""
+
+
+def tensors(tree, prefix=""):
+    """All tensors of nested dicts and lists, by path."""
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    found = {prefix: tree} if isinstance(tree, torch.Tensor) else {}
+    for key, value in items:
+        found |= tensors(value, f"{prefix}/{key}")
+    return found
+
+
+def final_state(folder):
+    return tensors(torch.load(folder / "model_final.pth", weights_only=True))
+
+
+def assert_same_state(folder, reference):
+    left, right = final_state(folder), final_state(reference)
+    assert left.keys() == right.keys()
+    assert any("momentum_buffer" in key for key in left)
+    different = [key for key in left if not torch.equal(left[key], right[key])]
+    assert not different
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    assert main(arguments(tiny_data, folder, *OPTIONS)) == 0
+    return folder
+
+
+def kill_at(monkeypatch, iteration):
+    stock = TrainStep.run_step
+
+    def run_step(self):
+        if self.iter == iteration:
+            raise Killed
+        stock(self)
+
+    monkeypatch.setattr(TrainStep, "run_step", run_step)
+
+
+@pytest.mark.parametrize(("iteration", "workers"), [(4, (0, 0)), (3, (0, 2)), (6, (2, 0))])
+def test_resume_is_exact(tiny_data, tmp_path, uninterrupted, monkeypatch, iteration, workers):
+    before, after = (("DATALOADER.NUM_WORKERS", str(n)) for n in workers)
+    with monkeypatch.context() as patch:
+        kill_at(patch, iteration)
+        with pytest.raises(Killed):
+            main(arguments(tiny_data, tmp_path, *OPTIONS, *before))
+    assert not (tmp_path / "model_final.pth").exists()
+    assert main(arguments(tiny_data, tmp_path, *OPTIONS, *after, flags=("--resume",))) == 0
+    assert_same_state(tmp_path, uninterrupted)
+
+
+def test_a_seed_drawn_at_random_survives(tiny_data, tmp_path, monkeypatch):
+    """With SEED -1 the uninterrupted run cannot be repeated, but its seed is in the checkpoint."""
+    with monkeypatch.context() as patch:
+        kill_at(patch, 4)
+        with pytest.raises(Killed):
+            main(arguments(tiny_data, tmp_path, *OPTIONS, "SEED", "-1"))
+    first = torch.load(tmp_path / "model_0000002.pth", weights_only=True)["trainer"]["seed"]
+    assert main(arguments(tiny_data, tmp_path, *OPTIONS, "SEED", "-1", flags=("--resume",))) == 0
+    assert torch.load(tmp_path / "model_final.pth", weights_only=True)["trainer"]["seed"] == first
+
+
+def test_two_processes_resume_exactly(tiny_data, tmp_path):
+    """Two gloo processes, one of which gets SIGKILL in the middle: by Detectron2's flags, and by torchrun."""
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    ended = train_net(*arguments(tiny_data, whole, *OPTIONS), launcher=TORCHRUN)
+    assert ended.returncode == 0, ended.stderr
+    flags = ("--num-gpus", "2", "--dist-url", f"file://{tmp_path}/rendezvous")
+    script = tmp_path / "killed.py"
+    script.write_text(KILLER.format(arguments=arguments(tiny_data, resumed, *OPTIONS, flags=flags)))
+    assert subprocess.run([sys.executable, script], env=environment(), timeout=300).returncode != 0
+    assert (resumed / "last_checkpoint").read_text() == "model_0000002.pth"
+    ended = train_net(*arguments(tiny_data, resumed, *OPTIONS, flags=("--resume",)), launcher=TORCHRUN)
+    assert ended.returncode == 0, ended.stderr
+    assert "Resuming from" in ended.stdout
+    assert_same_state(resumed, whole)
