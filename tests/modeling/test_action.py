@@ -421,3 +421,23 @@ def test_recipes(recipe):
     expected = RECIPE_PARAMETERS[recipe]
     assert expected in (None, sum(p.numel() for p in model.parameters()))
     assert all(shape.stride == 16 for shape in model.backbone.output_shape().values())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "frames", "stride", "slow_frames"),
+    [
+        ("slow_4x16_R50", 4, 16, 4),
+        ("slow_8x8_R50", 8, 8, 8),
+        ("slowfast_4x16_R50", 32, 2, 4),
+        ("slowfast_8x8_R50", 32, 2, 8),
+        ("slowfast_16x8_R101_NL", 64, 2, 16),
+        ("i3d_nl_R50", 32, 2, 16),
+    ],
+)
+def test_clips_of_recipes(recipe, frames, stride, slow_frames):
+    """T x tau of the name: frames that the slow, or only, pathway has after res5, and those of the clip."""
+    cfg = read_config("MODEL.DEVICE", "meta", recipe=f"{recipe}.yaml")
+    assert (frames, stride) == (cfg.INPUT.CLIP.NUM_FRAMES, cfg.INPUT.CLIP.STRIDE)
+    with torch.device("meta"):
+        features = build_model(cfg).backbone(torch.empty(1, 3, frames, 32, 32))
+    assert next(iter(features.values())).shape[2] == slow_frames
