@@ -5,6 +5,8 @@ be. ``ROOTS`` lists what may have to be put in front of a name, or taken away; n
 """
 
 import logging
+import math
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,7 +113,7 @@ def convert(tensors: Mapping[str, torch.Tensor], model: nn.Module, origin: str |
             f"{grouped(tensors, ', ')}. In the model: {grouped(model.state_dict(), ', ')}"
         )
     for name in first.report.used:
-        if not torch.isfinite(first.state[name]).all():
+        if not math.isfinite(first.state[name].sum(dtype=torch.float64)):
             raise CheckpointError(f"{name} is not finite")
     return first
 
@@ -146,7 +148,7 @@ def _convert(tensors: Mapping[str, torch.Tensor], model: nn.Module, source: Sour
     conversion = Conversion(source, _place(renamed, own), report)
     for name, original in renamed.items():
         _convert_one(conversion, name, original, tensors[original], model, own)
-    _fill(conversion, own)
+    _fill(conversion, renamed, own)
     handled = {*conversion.state, *(m.name for m in report.mismatched)}
     report.missing = [name for name in own if name not in handled and not name.endswith(COUNTER)]
     report.used = list(conversion.state)
@@ -189,14 +191,16 @@ def _convert_one(
     conversion.state[key] = tensor
 
 
-def _fill(conversion: Conversion, own: Mapping[str, torch.Tensor]) -> None:
-    """Set the constants that the origin leaves out, in layers whose weight it has."""
-    for key, value in own.items():
-        weight = key.rsplit(".", 1)[0] + ".weight"
-        if key not in conversion.state and weight in conversion.state:
-            constant = conversion.source.fill(conversion.placement.to_file(key) or "")
-            if constant is not None:
+def _fill(conversion: Conversion, names: Collection[str], own: Mapping[str, torch.Tensor]) -> None:
+    """Set the constants that a file leaves out altogether, in layers whose weight it has."""
+    for pattern, constant, reason in conversion.source.fills:
+        if any(re.search(pattern, name) for name in names):
+            continue
+        for key, value in own.items():
+            weight = key.rsplit(".", 1)[0] + ".weight"
+            if re.search(pattern, key) and weight in conversion.state:
                 conversion.state[key] = torch.full_like(value, constant)
+                conversion.report.filled[key] = reason
 
 
 def _same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
@@ -222,7 +226,7 @@ def _refuse_incomplete(conversion: Conversion, model: nn.Module, allow_missing: 
         raise CheckpointError(
             f"the backbone would keep the initial values of {len(lacking)} tensors that a file of origin "
             f"{source.name} should hold: {grouped(lacking, ', ')}. If that is wanted, allow them to be "
-            f"missing, by name.\n{report}"
+            f"missing, by these patterns.\n{report}"
         )
     statistics = [n for n in report.unexpected if source.rename(n).endswith(("running_mean", "running_var"))]
     if statistics:

@@ -1,6 +1,7 @@
 """What became of each tensor of a weights file and of each parameter of the model."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -32,6 +33,7 @@ class LoadReport:
     used, missing, mismatched: parameters and buffers of the model, in our names.
     unexpected: tensors of the file that the model has no place for, in its names.
     dropped: tensors of the file that its origin's table leaves out, with the reason.
+    filled: those of ``used`` that are constants because the file leaves them out, with the reason.
     expects: settings that the weights were trained with and that nobody has checked.
     """
 
@@ -41,16 +43,17 @@ class LoadReport:
     unexpected: list[str] = field(default_factory=list)
     mismatched: list[Mismatch] = field(default_factory=list)
     dropped: dict[str, str] = field(default_factory=dict)
+    filled: dict[str, str] = field(default_factory=dict)
     expects: str = ""
 
     def __str__(self) -> str:
-        reasons = dict.fromkeys(self.dropped.values())
         rows = [
             ("used", len(self.used), ""),
             ("missing", len(self.missing), grouped(self.missing)),
             ("unexpected", len(self.unexpected), grouped(self.unexpected)),
             ("other shape", len(self.mismatched), "\n".join(map(str, self.mismatched[:GROUPS_SHOWN]))),
-            *(("left out", sum(r == why for r in self.dropped.values()), why) for why in reasons),
+            *(("constant", count, why) for why, count in Counter(self.filled.values()).items()),
+            *(("left out", count, why) for why, count in Counter(self.dropped.values()).items()),
         ]
         title = f"weights of origin {self.origin}" + (
             f", trained with {self.expects}" if self.expects else ""
@@ -66,7 +69,7 @@ class LoadReport:
         """Raise a CheckpointError, which names them, if there are leftovers: an evaluation needs all."""
         if left := self.leftovers(allow_missing):
             raise CheckpointError(
-                f"the weights and the model do not match: {len(left)} tensors, {grouped(left, ', ')}\n{self}"
+                f"the weights and the model do not match: {len(left)} tensors, {grouped(left, ', ')}"
             )
 
 
@@ -76,7 +79,7 @@ def allowed(name: str, patterns: Iterable[str]) -> bool:
 
 
 def grouped(names: Iterable[str], separator: str = "\n") -> str:
-    """Names with their numbers replaced by ``*``, each once, the first few of them."""
-    groups = list(dict.fromkeys(re.sub(r"(?<![a-z])\d+", "*", name) for name in names))
+    """The first few globs that together fit the names: one for all layers of a kind, ``res4.*.conv2.*``."""
+    groups = list(dict.fromkeys(re.sub(r"(?<![a-z_])\d+|(?<=\.)\w+$", "*", name) for name in names))
     more = [f"and {len(groups) - GROUPS_SHOWN} more kinds"] if len(groups) > GROUPS_SHOWN else []
     return separator.join(groups[:GROUPS_SHOWN] + more)

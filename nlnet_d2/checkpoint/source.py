@@ -21,7 +21,7 @@ class Source:
     renames: (pattern, replacement), applied one after the other to each remaining name. The result is a name
         of ours, of the whole model or from the backbone on.
     ops: (pattern of our names, operation): changes to the tensors, all that match, in order.
-    fills: (pattern of our names, value, reason): constants that the origin leaves out.
+    fills: (pattern of our names, value, reason): constants for what a file has not one of.
     provides: pattern of those of our names that a file of this origin has to hold.
     expects: the settings that the weights were trained with and that no file records.
     """
@@ -64,7 +64,3 @@ class Source:
     def provides_name(self, name: str) -> bool:
         """Whether a file of this origin has to hold the parameter that we call ``name``."""
         return re.search(self.provides, name) is not None
-
-    def fill(self, name: str) -> float | None:
-        """The constant for a parameter that the origin leaves out, or None if it has one there."""
-        return next((value for pattern, value, _ in self.fills if re.search(pattern, name)), None)

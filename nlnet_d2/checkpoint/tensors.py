@@ -5,6 +5,7 @@ nothing to do. Shapes are compared afterwards: an operation need not check them.
 """
 
 import math
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -103,6 +104,14 @@ def undo_inverse_scale(theta: torch.Tensor, target: Target) -> torch.Tensor:
     return theta if target.block.scale == 1 else theta * theta.shape[0]
 
 
-def reverse_channels(weight: torch.Tensor) -> torch.Tensor:
-    """First convolution (C, 3, ...): for RGB images <-> for BGR images."""
-    return weight.flip(1)
+def reverse_channels(state: dict[str, torch.Tensor]) -> None:
+    """Change the first convolutions (C, 3, ...) in a state dict of ours from RGB images to BGR, or back.
+
+    Raises:
+        ValueError: it has none.
+    """
+    first = [name for name in state if re.search(r"(^|\.)(stem\.conv1|patch_embed\.proj)\.weight$", name)]
+    if not first:
+        raise ValueError("the weights hold no first convolution")
+    for name in first:
+        state[name] = state[name].flip(1)

@@ -1,5 +1,7 @@
 """ImageNet ResNets: torchvision (and timm, which names them alike), MoCo, and Caffe2 (MSRA, FAIR)."""
 
+from dataclasses import replace
+
 from nlnet_d2.checkpoint.source import Source
 from nlnet_d2.checkpoint.tensors import inflate
 
@@ -69,8 +71,9 @@ MOCO = Source(
 
 CAFFE2 = Source(
     name="caffe2",
-    files="MSRA/R-50.pkl, MSRA/R-101.pkl, FAIR/R-50-GN.pkl, FAIR/X-101-32x8d.pkl",
+    files="MSRA/R-50.pkl, MSRA/R-101.pkl, FAIR/X-101-32x8d.pkl, FAIR/X-152-32x8d-IN5k.pkl",
     marks=((r"^conv1_w$", 4), (r"^res2_0_branch2a_w$", 4)),
+    absent=(r"_gn_",),
     drops=(
         (r"^(fc1000|pred)_[wb]$", CLASSIFIER),
         (r"^conv1_b$", "bias in front of a norm, which Detectron2 leaves out too"),
@@ -80,8 +83,18 @@ CAFFE2 = Source(
     ops=TORCHVISION.ops,
     fills=FUSED_NORMS,
     provides=TRUNK,
-    expects="INPUT.FORMAT BGR; MSRA: PIXEL_STD [1, 1, 1], MODEL.RESNETS.STRIDE_IN_1X1 True; GN and X-101: "
-    "STRIDE_IN_1X1 False; X-101: PIXEL_STD [57.375, 57.12, 58.395]",
+    expects="INPUT.FORMAT BGR; PIXEL_STD [57.375, 57.12, 58.395] for X-101, else [1, 1, 1]; "
+    "MODEL.RESNETS.STRIDE_IN_1X1 True in R-50 and R-101, False in X-101 and X-152",
 )
 
-SOURCES = (TORCHVISION, MOCO, CAFFE2)
+CAFFE2_GN = replace(
+    CAFFE2,
+    name="caffe2-gn",
+    files="FAIR/R-50-GN.pkl, FAIR/R-101-GN.pkl",
+    marks=(*CAFFE2.marks, (r"_gn_s$", 1)),
+    absent=(),
+    fills=(),
+    expects="INPUT.FORMAT BGR, PIXEL_STD [1, 1, 1], MODEL.RESNETS.STRIDE_IN_1X1 False",
+)
+
+SOURCES = (TORCHVISION, MOCO, CAFFE2, CAFFE2_GN)
