@@ -178,7 +178,7 @@ class AvaEvaluator(DatasetEvaluator):
     """Frame-mAP of an action model on a registered data set in AVA's format.
 
     Reads ``inputs``' ``video_id`` and ``second``, and ``outputs``' ``instances``: ``pred_boxes`` in pixels of
-    ``image_size`` and ``scores`` (boxes, classes) in the order of the data set's ``action_ids``. The result
+    ``image_size`` and ``scores`` (boxes, classes) in the order of the data set's label map. The result
     does not depend on how the frames were dealt out to processes.
 
     Args:
@@ -188,10 +188,12 @@ class AvaEvaluator(DatasetEvaluator):
     """
 
     def __init__(self, dataset_name: str, output_dir: str | None = None, protocol: str = "activitynet"):
-        self._metadata = MetadataCatalog.get(dataset_name)
+        self._name = dataset_name
+        self._source = MetadataCatalog.get(dataset_name).source
         self._output_dir = output_dir
         self._protocol = protocol
-        self._evaluated = read_label_map(self._metadata.evaluated_label_map)
+        self._ids = list(read_label_map(self._source.label_map).names)
+        self._evaluated = read_label_map(self._source.evaluated_label_map or self._source.label_map)
         self.reset()
 
     def reset(self):
@@ -225,13 +227,13 @@ class AvaEvaluator(DatasetEvaluator):
             os.makedirs(os.path.dirname(path), exist_ok=True)
             write_detections(path, self._table(frames))
             result = evaluate_ava(
-                self._metadata.annotations,
+                self._source.annotations,
                 path,
                 self._evaluated,
-                self._metadata.excluded,
+                self._source.excluded,
                 self._protocol,
             )
-        logger.info("Frame-mAP on %s:\n%s", self._metadata.name, format_result(result))
+        logger.info("Frame-mAP on %s:\n%s", self._name, format_result(result))
         return OrderedDict(action=_percentages(result))
 
     def _table(self, frames: dict) -> AvaTable:
@@ -242,10 +244,9 @@ class AvaEvaluator(DatasetEvaluator):
             seconds += [second] * len(box)
             boxes.append(box)
             scores.append(score)
-        ids = self._metadata.action_ids
-        columns = [i for i, id_ in enumerate(ids) if id_ in self._evaluated.names]
+        columns = [i for i, id_ in enumerate(self._ids) if id_ in self._evaluated.names]
         scores = np.concatenate(scores)[:, columns]
-        kept_ids = [ids[i] for i in columns]
+        kept_ids = [self._ids[i] for i in columns]
         table = AvaTable.from_scores(names, seconds, np.concatenate(boxes), scores, kept_ids)
         keep = table.score > PROTOCOLS[self._protocol].min_score
         rows = {column: getattr(table, column)[keep] for column in ("row_box", "action", "score", "line")}

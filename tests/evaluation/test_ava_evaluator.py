@@ -14,6 +14,7 @@ import torch
 from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, Instances
 
+from nlnet_d2.data.datasets.ava import AvaSource
 from nlnet_d2.data.datasets.ava_files import AvaTable, read_ava_csv
 from nlnet_d2.data.datasets.label_map import LabelMap, read_label_map
 from nlnet_d2.data.errors import DataError
@@ -229,12 +230,15 @@ def dataset(tmp_path_factory) -> str:
     (folder / "gt.csv").write_text("".join(rows))
     (folder / "excluded.csv").write_text("v0,0004\n")
     (folder / "map.pbtxt").write_text('item { name: "run" id: 1 }\nitem { name: "sit" id: 2 }\n')
-    MetadataCatalog.get("ava_evaluator_test").set(
+    (folder / "all.pbtxt").write_text("".join(f'item {{ name: "class {i}" id: {i} }}\n' for i in (1, 2, 3)))
+    source = AvaSource(
         annotations=str(folder / "gt.csv"),
+        label_map=str(folder / "all.pbtxt"),
+        videos=str(folder),
         excluded=str(folder / "excluded.csv"),
         evaluated_label_map=str(folder / "map.pbtxt"),
-        action_ids=[1, 2, 3],
     )
+    MetadataCatalog.get("ava_evaluator_test").set(source=source)
     yield "ava_evaluator_test"
     MetadataCatalog.remove("ava_evaluator_test")
 
@@ -260,8 +264,8 @@ def fill(evaluator, frames=slice(None)):
 
 def test_evaluator_writes_the_file_its_number_comes_from(dataset, tmp_path):
     results = fill(AvaEvaluator(dataset, str(tmp_path))).evaluate()
-    metadata, path = MetadataCatalog.get(dataset), tmp_path / DETECTIONS_FILE
-    again = evaluate_ava(metadata.annotations, path, metadata.evaluated_label_map, metadata.excluded)
+    source, path = MetadataCatalog.get(dataset).source, tmp_path / DETECTIONS_FILE
+    again = evaluate_ava(source.annotations, path, source.evaluated_label_map, source.excluded)
     assert isinstance(results, OrderedDict)
     assert results["action"]["mAP"] == 100 * again["mAP"]
     assert results["action"]["AP-run"] == 100 * again["per_class"][1]
@@ -297,9 +301,9 @@ def test_evaluator_with_a_frame_without_boxes(dataset):
     assert np.isfinite(evaluator.evaluate()["action"]["mAP"])
 
 
-def gather_in_process(rank: int, rendezvous: str, metadata: dict, queue) -> None:
+def gather_in_process(rank: int, rendezvous: str, source: AvaSource, queue) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
-    MetadataCatalog.get("ava_evaluator_test").set(**metadata)
+    MetadataCatalog.get("ava_evaluator_test").set(source=source)
     # One frame is predicted by both, as samplers do that pad their last batch.
     frames = slice(0, 7) if rank == 0 else slice(6, 12)
     queue.put((rank, fill(AvaEvaluator("ava_evaluator_test"), frames).evaluate()))
@@ -308,10 +312,9 @@ def gather_in_process(rank: int, rendezvous: str, metadata: dict, queue) -> None
 
 def test_two_processes_give_the_number_of_one(dataset, tmp_path):
     alone = fill(AvaEvaluator(dataset)).evaluate()
-    metadata = {k: v for k, v in MetadataCatalog.get(dataset).as_dict().items() if k != "name"}
     context = torch.multiprocessing.get_context("spawn")
     queue = context.Queue()
-    arguments = (str(tmp_path / "rendezvous"), metadata, queue)
+    arguments = (str(tmp_path / "rendezvous"), MetadataCatalog.get(dataset).source, queue)
     processes = [context.Process(target=gather_in_process, args=(rank, *arguments)) for rank in range(2)]
     for process in processes:
         process.start()

@@ -171,7 +171,7 @@ class _Rows:
                 rows.append(_parse_row(columns, self.scored))
                 parsed.append(i)
             except ValueError as error:
-                self._report(self.num_lines + i + 1, "", _COLUMNS, f"{columns} ({error})")
+                self._report(self.num_lines + i + 1, "", _COLUMNS, f"{error}: {columns}")
         return np.array(rows, _ROW), parsed
 
     def _check(self, rows: np.ndarray, line: np.ndarray) -> np.ndarray:
@@ -220,7 +220,8 @@ def _parse_fast(lines: list[str], scored: bool) -> np.ndarray | None:
         rows = np.loadtxt(lines, _ROW, comments=None, delimiter=",", ndmin=1)
     except ValueError:
         return None
-    if len(rows) != len(lines) or np.char.str_len(rows["video"]).max() == _MAX_NAME:
+    lengths = np.char.str_len(rows["video"])
+    if len(rows) != len(lines) or lengths.min() == 0 or lengths.max() == _MAX_NAME:
         return None
     if not scored:
         rows["last"] = 1.0
@@ -230,7 +231,7 @@ def _parse_fast(lines: list[str], scored: bool) -> np.ndarray | None:
 def _parse_row(columns: list[str], scored: bool) -> tuple:
     if len(columns) not in (2, 7, 8):
         raise ValueError(f"{len(columns)} columns")
-    video, second = columns[0].strip().encode(), float(columns[1])
+    video, second = columns[0].encode(), float(columns[1])
     if not 0 < len(video) < _MAX_NAME:
         raise ValueError(f"a video's name must have 1 to {_MAX_NAME - 1} bytes")
     if len(columns) == 2:

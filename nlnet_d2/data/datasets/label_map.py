@@ -64,16 +64,18 @@ def _blocks(text: str, source: str) -> Iterator[tuple[int, dict[str, str]]]:
     end = 0
     for block in _BLOCK.finditer(text):
         line = text.count("\n", 0, block.start()) + 1
-        for rest in (text[end : block.start()], _FIELD.sub("", block.group(1))):
-            _expect_space(rest, source, line)
+        _expect_space(text[end : block.start()], source, text.count("\n", 0, end) + 1)
+        _expect_space(_FIELD.sub("", block.group(1)), source, line)
         yield line, {key: quoted or bare for key, quoted, bare in _FIELD.findall(block.group(1))}
         end = block.end()
     _expect_space(text[end:], source, text.count("\n", 0, end) + 1)
 
 
 def _expect_space(rest: str, source: str, line: int) -> None:
-    if rest.strip():
-        raise _error(source, line, "a block of a label map", rest.strip())
+    word = rest.lstrip()
+    if word:
+        line += rest.count("\n", 0, len(rest) - len(word))
+        raise _error(source, line, "a block of a label map", word.rstrip())
 
 
 def _error(path: str | Path, line: int, expected: str, got: object) -> DataError:

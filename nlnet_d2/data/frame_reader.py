@@ -1,0 +1,206 @@
+"""Frames of videos and of folders of images: uint8 RGB, exactly those asked for, or an error.
+
+Videos are decoded by PyAV. Frame k is what is shown at k / fps seconds after the first frame, whatever rate
+the file has, constant or not: the frame that ``ffmpeg -r FPS`` writes as number k + 1. OpenCV is not used: it
+turns a damaged file into a shorter one without a word.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from math import floor
+
+import numpy as np
+from PIL import Image
+
+from nlnet_d2.data.errors import DataError
+
+try:
+    import av
+except ImportError:  # only videos need it, not folders of frames
+    av = None
+
+# How far before the wanted frame decoding starts, in seconds: at the nearest key frame, and, where that turns
+# out to lie behind it (open groups of pictures, coarse indices), further back.
+LEADS = (0.0, 5.0, 60.0, float("inf"))
+MISSING_END = 0.5  # seconds by which a file may be shorter than its header says
+
+
+@dataclass(frozen=True)
+class FrameFolder:
+    """Images ``{prefix}{number:0{digits}d}{suffix}``, numbered without holes from ``first``.
+
+    ``width`` and ``height`` are in pixels, of every frame.
+    """
+
+    prefix: str
+    digits: int
+    suffix: str
+    first: int
+    num_frames: int
+    width: int
+    height: int
+
+    def path(self, frame: int) -> str:
+        """File of frame 0, 1, ..."""
+        return f"{self.prefix}{self.first + frame:0{self.digits}d}{self.suffix}"
+
+    def read(self, frames: Sequence[int]) -> np.ndarray:
+        """(len(frames), height, width, 3) RGB.
+
+        Raises:
+            DataError: a file is missing, damaged or of another size.
+        """
+        images = {frame: self._read(self.path(frame)) for frame in set(frames)}
+        return np.stack([images[frame] for frame in frames])
+
+    def _read(self, path: str) -> np.ndarray:
+        image = read_image(path)
+        if image.shape[:2] != (self.height, self.width):
+            size = f"{image.shape[1]} x {image.shape[0]}"
+            raise DataError(
+                f"{path}: expected {self.width} x {self.height} pixels like the first frame, got {size}; "
+                "extract the frames again"
+            )
+        return image
+
+
+def read_image(path: str) -> np.ndarray:
+    """(height, width, 3) RGB.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{path}: expected a frame, got {error}; extract the frames again") from error
+
+
+@dataclass(frozen=True)
+class VideoFile:
+    """A video seen at ``fps`` frames per second; ``width`` and ``height`` in pixels, as shown."""
+
+    path: str
+    fps: float
+    num_frames: int
+    width: int
+    height: int
+
+    @classmethod
+    def open(cls, path: str, fps: float) -> "VideoFile":
+        """Look into a file: decodes its first frame.
+
+        Raises:
+            DataError: the file is missing, is no video, or does not say how long it is.
+        """
+        with _opened(path) as (container, stream):
+            first = next(container.decode(stream))
+            height, width = _pixels(first).shape[:2]
+            if stream.duration:
+                seconds = stream.duration * stream.time_base
+            elif container.duration:
+                seconds = Fraction(container.duration, av.time_base)
+            else:
+                raise DataError(
+                    f"{path}: its header gives no duration; rewrite it: ffmpeg -i OLD -c copy NEW"
+                )
+        return cls(path, fps, max(1, round(seconds * Fraction(fps))), width, height)
+
+    def read(self, frames: Sequence[int]) -> np.ndarray:
+        """(len(frames), height, width, 3) RGB.
+
+        Raises:
+            DataError: the file is missing, damaged, or ends before the last of the frames.
+        """
+        wanted = sorted(set(frames))
+        with _opened(self.path) as (container, stream):
+            images = {k: _pixels(frame) for k, frame in self._shown(container, stream, wanted)}
+        return np.stack([images[frame] for frame in frames])
+
+    def _shown(self, container, stream, wanted: list[int]) -> Iterator[tuple[int, "av.VideoFrame"]]:
+        """(k, frame shown at k / fps) for the ascending numbers ``wanted``."""
+        waiting = deque(wanted)
+        decoded = self._decode_from(container, stream, wanted[0])
+        slot, frame = next(decoded)
+        for next_slot, next_frame in decoded:
+            while waiting and waiting[0] < next_slot:
+                yield waiting.popleft(), frame
+            if not waiting:
+                return
+            slot, frame = next_slot, next_frame
+        end = slot + self.fps * (MISSING_END + float((frame.duration or 0) * stream.time_base))
+        if waiting[-1] > end:
+            raise DataError(
+                f"{self.path}: ends at {slot / self.fps:.2f} s, although its header says "
+                f"{self.num_frames / self.fps:.2f} s; is it truncated? Copy or download it again"
+            )
+        yield from ((k, frame) for k in waiting)
+
+    def _decode_from(self, container, stream, k: int) -> Iterator[tuple[int, "av.VideoFrame"]]:
+        """(slot, frame) from what is shown at k / fps, or before, on; a frame is shown from its slot on."""
+        start = stream.start_time or 0
+        for lead in LEADS:
+            seconds = max(0.0, (k - 1) / self.fps - lead)  # one earlier, because slots are rounded
+            container.seek(start + floor(seconds / stream.time_base), stream=stream)
+            frames = _decoded(container, stream, from_start=seconds == 0)
+            slots = ((self._slot(frame, start, stream), frame) for frame in frames)
+            first = next(slots, None)
+            if first is not None and (first[0] <= k or seconds == 0):
+                yield first
+                yield from slots
+                return
+        raise DataError(f"{self.path}: nothing can be decoded at {k / self.fps:.2f} s; rewrite the file")
+
+    def _slot(self, frame: "av.VideoFrame", start: int, stream) -> int:
+        if frame.pts is None:
+            raise DataError(f"{self.path}: frames without time stamps; rewrite it: ffmpeg -i OLD NEW.mp4")
+        return floor((frame.pts - start) * stream.time_base * Fraction(self.fps) + Fraction(1, 2))
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[tuple]:
+    """(container, video stream); whatever FFmpeg finds wrong becomes a DataError that names the file."""
+    if av is None:
+        raise DataError(f"{path}: videos are read by PyAV, which is not installed: pip install av")
+    try:
+        with av.open(path) as container:
+            if not container.streams.video:
+                raise DataError(f"{path}: there is no picture in this file")
+            stream = container.streams.video[0]
+            # Otherwise FFmpeg paints over what is damaged, and nobody learns of it.
+            stream.codec_context.options = {"err_detect": "explode"}
+            yield container, stream
+    except (av.FFmpegError, StopIteration) as error:
+        reason = str(error) or "no frame"
+        raise DataError(
+            f"{path}: expected a video, got: {reason}; copy, convert or download it again"
+        ) from error
+
+
+def _decoded(container, stream, from_start: bool) -> Iterator["av.VideoFrame"]:
+    """Frames in the order they are shown.
+
+    Elsewhere than at the start, the first packets may refer to frames before them (open groups of pictures):
+    what fails before the first frame is no damage.
+    """
+    begun = from_start
+    for packet in container.demux(stream):
+        try:
+            frames = packet.decode()
+        except av.FFmpegError:
+            if begun:
+                raise
+            continue
+        begun = begun or bool(frames)
+        yield from frames
+
+
+def _pixels(frame: "av.VideoFrame") -> np.ndarray:
+    """(height, width, 3) RGB, turned as the file says it is to be shown."""
+    if frame.is_corrupt:
+        raise av.InvalidDataError(0, f"a damaged frame at {frame.time:.2f} s")
+    return np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
