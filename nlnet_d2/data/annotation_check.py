@@ -76,14 +76,19 @@ class AnnotationCheck:
             yield "segmentation", "polygons or a run-length mask", mask, EXPORT_MASK
 
     def _keypoint_problems(self, annotation: dict, category: dict | None) -> Iterator[tuple]:
+        values = annotation.get("keypoints")
+        if values and not _are_finite(values):
+            yield "keypoints", "a list of finite numbers", values, "correct or remove them"
+            return
         if not self.keypoints or annotation.get("iscrowd") or category is None:
             return
-        values, count = annotation.get("keypoints"), len(category.get("keypoints", []))
+        names = category.get("keypoints")
+        count = len(names) if isinstance(names, list) else 0
         if not count:
             got, remedy = f"category {category['name']!r}", "name its keypoints, or remove its objects"
             yield "keypoints", "a category with keypoints", got, remedy
-        elif not _are_finite(values) or len(values) != 3 * count or not set(values[2::3]) <= {0, 1, 2}:
-            expected = f"{count} times x, y and visibility (0, 1 or 2), finite"
+        elif not values or len(values) != 3 * count or not set(values[2::3]) <= {0, 1, 2}:
+            expected = f"{count} times x, y and visibility (0, 1 or 2)"
             yield "keypoints", expected, values, "correct them, or give zeros for unlabelled ones"
 
 

@@ -130,7 +130,7 @@ def _read_json(json_file: str) -> tuple[dict, list[Finding]]:
             return json.load(f), []
     except OSError as error:
         return {}, [Finding(json_file, "", "", "a readable file", error.strerror, "correct the path")]
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         remedy = "is the file truncated? Write or copy it again"
         return {}, [Finding(json_file, "", "", "valid JSON", str(error), remedy)]
 

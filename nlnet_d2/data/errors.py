@@ -42,5 +42,5 @@ def has_id(record, key: str = "id") -> bool:
 
 
 def item_name(kind: str, record, index: int) -> str:
-    """ "image 12", or its place in the file if it has no id."""
+    """What messages call a record: for example "image 12", or its place in the file if it has no id."""
     return f"{kind} {record['id']}" if has_id(record) else f"{kind} at index {index}"

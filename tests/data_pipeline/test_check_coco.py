@@ -2,9 +2,13 @@
 
 import json
 import logging
+from collections import Counter
 
 import numpy as np
 import pytest
+import torch
+from detectron2.data import DatasetMapper
+from detectron2.data.datasets import load_coco_json
 from PIL import Image
 
 from nlnet_d2.data.check import check_coco, check_datasets
@@ -54,6 +58,8 @@ BAD_ANNOTATIONS = [
     ("segmentation", {"size": [40, 30], "counts": [0, 1200]}, "image's size [30, 40]", "[40, 30]"),
     ("segmentation", {"size": [30, 40], "counts": [0, 1]}, "sum up to the image's pixels", "[0, 1]"),
     ("segmentation", {"size": [30, 40]}, "a list or a string", "None"),
+    ("keypoints", [[10, 8, 2]], "a list of finite numbers", "[[10, 8, 2]]"),
+    ("keypoints", [NAN, 8, 2], "a list of finite numbers", "nan"),
     ("ignore", 1, "0 or nothing", "iscrowd"),
     ("id", None, "a number", "None"),
     ("id", 2, "a unique id", "2 with this id"),
@@ -267,6 +273,47 @@ def test_a_run_is_stopped_with_the_first_problems_and_their_number(own):
     assert message.startswith("30 problem(s) in the data:")
     assert "annotation 100 (image 10): bbox: expected four finite numbers" in message
     assert "and 20 more" in message and "annotation 110" not in message
+
+
+JUNK = [None, -1, 0, 1e9, NAN, 1.5, True, "x", "", [], [1], [[1, 2, 3]], {}, {"id": 1}]
+
+
+def spoil(content, rng) -> None:
+    """Replace, remove or double one value at a random depth."""
+    while True:
+        keys = list(content) if isinstance(content, dict) else list(range(len(content)))
+        key = keys[rng.integers(len(keys))]
+        if not isinstance(content[key], (dict, list)) or not content[key] or rng.random() < 0.15:
+            break
+        content = content[key]
+    action = rng.choice(["replace", "remove", "double"])
+    if action == "replace":
+        content[key] = JUNK[rng.integers(len(JUNK))]
+    elif action == "remove":
+        del content[key]
+    elif isinstance(content, list):
+        content.append(content[key])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_passes_can_be_trained_on(own, seed):
+    """Spoilt files are refused, or Detectron2 reads them: nothing is left for a worker process to die of."""
+    good, outcomes = json.dumps(own.content), Counter()
+    rng = np.random.default_rng(seed)
+    mapper = DatasetMapper(
+        is_train=True, augmentations=[], image_format="BGR", use_instance_mask=True, use_keypoint=True
+    )
+    for _ in range(60):
+        own.content = json.loads(good)
+        spoil(own.content, rng)
+        own.save()
+        found = findings(own, mask_format="polygon", keypoints=True)
+        refused = any(finding.severity == "error" for finding in found)
+        outcomes[refused] += 1
+        if not refused:
+            for record in load_coco_json(str(own.json), str(own.images)):
+                assert torch.isfinite(mapper(record)["instances"].gt_boxes.tensor).all()
+    assert min(outcomes[True], outcomes[False]) > 5
 
 
 def test_absent_built_in_data_set(monkeypatch):

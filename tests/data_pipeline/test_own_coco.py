@@ -126,8 +126,10 @@ def test_keypoints_that_cannot_be_used():
         keypoints("nose", "left_eye")
     with pytest.raises(DataError, match="flip_map: expected pairs"):
         keypoints("l", "r", flip_map=[["l", "x"]])
-    with pytest.raises(DataError, match="skeleton: expected pairs of 1 to 2"):
+    with pytest.raises(DataError, match=r"skeleton: expected pairs of \[1, 2\], got \[0, 1\]"):
         keypoints("l", "r", skeleton=[[0, 1]])
+    with pytest.raises(DataError, match="keypoints: expected a list of different names"):
+        keypoints("a", "a")
     with pytest.raises(DataError, match="'a' and 'b' have different keypoints"):
         category_metadata(
             [{"id": 1, "name": "a", "keypoints": ["x"]}, {"id": 2, "name": "b", "keypoints": ["y"]}],

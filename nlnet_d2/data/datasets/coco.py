@@ -99,19 +99,27 @@ def category_metadata(categories: list[dict], source: str) -> dict:
 
 
 def _keypoint_metadata(category: dict, source: str) -> dict:
-    names, skeleton = category["keypoints"], category.get("skeleton", [])
-    for a, b in skeleton:
-        if not (1 <= a <= len(names) and 1 <= b <= len(names)):
-            raise DataError(f"{source}: skeleton: expected pairs of 1 to {len(names)}, got {[a, b]}")
-    for pair in category.get("flip_map", []):
-        if len(pair) != 2 or not set(pair) <= set(names):
-            raise DataError(f"{source}: flip_map: expected pairs of {names}, got {pair}")
-    pairs = category["flip_map"] if "flip_map" in category else _left_right_pairs(names, source)
+    names = category["keypoints"]
+    if not isinstance(names, list) or len({str(name) for name in names}) < len(names):
+        raise DataError(f"{source}: keypoints: expected a list of different names, got {names}")
+    skeleton = _pairs(category, "skeleton", range(1, len(names) + 1), source)
+    pairs = _pairs(category, "flip_map", names, source)
+    if "flip_map" not in category:
+        pairs = _left_right_pairs(names, source)
     return {
         "keypoint_names": names,
-        "keypoint_flip_map": [tuple(pair) for pair in pairs],
+        "keypoint_flip_map": pairs,
         "keypoint_connection_rules": [(names[a - 1], names[b - 1], SKELETON_COLOUR) for a, b in skeleton],
     }
+
+
+def _pairs(category: dict, key: str, allowed, source: str) -> list[tuple]:
+    """The pairs of allowed values under a key of a category; none if the key is missing."""
+    pairs = category.get(key, [])
+    for pair in pairs if isinstance(pairs, list) else [pairs]:
+        if not isinstance(pair, list) or len(pair) != 2 or any(value not in allowed for value in pair):
+            raise DataError(f"{source}: {key}: expected pairs of {list(allowed)}, got {pair}")
+    return [tuple(pair) for pair in pairs]
 
 
 # The word "left" or "right" in left_eye, eye_left, LeftEye, eyeLeft; not the one in "bright".

@@ -14,10 +14,10 @@ import cv2
 import numpy as np
 
 SUBPIXELS = 4  # label maps are drawn at this multiple of the image size: outlines are exact to 1/4 pixel
-MIN_VISIBLE = 0.4  # share of its area that a shape must show, or nobody could tell what it is
+MIN_VISIBLE = 0.5  # share of its area that a shape must show, or nobody could tell what it is
 MIN_PIECE = 4  # pixels: smaller pieces of an object that is covered in part are not annotated
 MAX_SHAPES = 7
-RADII = (0.07, 0.3)  # smallest and largest shape, as a share of the shorter image side
+RADII = (0.07, 0.27)  # smallest and largest shape, as a share of the shorter image side
 MAX_TILT = np.pi / 6  # beyond, the "left" corner of a shape would no longer be the left one
 CROWD_SHARE = 0.08  # of the images show a crowd of tiny shapes
 EMPTY_SHARE = 0.05  # of the images show no object
@@ -98,7 +98,7 @@ def scatter_objects(rng: np.random.Generator, height: int, width: int) -> list[O
     labels = label_map(objects, height, width)
     for _ in range(rng.integers(1, MAX_SHAPES + 1)):
         radius = size.min() * np.exp(rng.uniform(*np.log(RADII)))
-        candidate = (random_shape(rng, rng.choice(forms), rng.uniform(0.05, 0.95, 2) * size, radius),)
+        candidate = (random_shape(rng, rng.choice(forms), rng.uniform(0.1, 0.9, 2) * size, radius),)
         after = _cover(labels.copy(), candidate, len(objects) + 1)
         if all(_recognisable(thing, after == i) for i, thing in enumerate([*objects, candidate], start=1)):
             objects.append(candidate)
@@ -173,7 +173,7 @@ def paint_scene(rng: np.random.Generator, objects: list[Object], height: int, wi
         alpha = _coverage(shape, height, width)
         shadow = cv2.GaussianBlur(cv2.warpAffine(alpha, _SHADOW_SHIFT, (width, height)), (9, 9), 0)
         image *= 1 - 0.4 * shadow[..., None]
-        pattern = 1 - 0.35 * texture(rng, height, width)
+        pattern = 1 - 0.25 * texture(rng, height, width)
         image *= 1 - alpha[..., None]
         image += (alpha * pattern)[..., None] * np.float32(shape.colour)
     image += 0.015 * rng.standard_normal(image.shape, np.float32)

@@ -32,7 +32,7 @@ CATEGORIES = [
     {"id": i, "name": name, "keypoints": KEYPOINTS, "skeleton": [[1, 2], [1, 3], [1, 4], [1, 5]]}
     for i, name in enumerate(["circle", "square", "triangle", "star"], start=1)
 ]
-REVISION = 1  # to be raised when the same parameters give other pictures, so that nobody reads stale ones
+REVISION = 2  # to be raised when the same parameters give other pictures, so that nobody reads stale ones
 
 
 @dataclass(frozen=True)
