@@ -51,7 +51,7 @@ def arguments(data: Path, output: Path, *options: str, flags: tuple[str, ...] = 
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def train_net(*args: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess:

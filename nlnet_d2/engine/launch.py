@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import torch
 from detectron2.engine import create_ddp_model
+from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 from torch import distributed as dist
 from torch import multiprocessing as mp
@@ -106,7 +107,7 @@ def _process_group(device: str, local_rank: int, local_size: int, **place) -> It
     """The process group of the run, and the one of this machine that Detectron2 wants to know."""
     if device != "cpu":
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("gloo" if device == "cpu" else "nccl", **place)
+    dist.init_process_group("gloo" if device == "cpu" else "nccl", timeout=DEFAULT_TIMEOUT, **place)
     for first in range(0, dist.get_world_size(), local_size):
         group = dist.new_group(list(range(first, first + local_size)))
         if first <= dist.get_rank() < first + local_size:

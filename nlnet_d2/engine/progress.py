@@ -1,6 +1,7 @@
 """The progress bar that stands for the printed lines where a person looks at a terminal."""
 
 import logging
+import shutil
 import sys
 
 import torch
@@ -21,9 +22,8 @@ class ProgressBar(EventWriter):
     """
 
     def __init__(self, max_iter: int, batch_size: int):
-        self.batch_size = batch_size
-        self.bar = tqdm(total=max_iter, unit="it", dynamic_ncols=True, leave=True)
-        self._started = False
+        self.max_iter, self.batch_size = max_iter, batch_size
+        self.bar: tqdm | None = None
         self._consoles = [
             handler
             for name in LOGGERS
@@ -37,26 +37,29 @@ class ProgressBar(EventWriter):
         storage = get_event_storage()
         if "lr" not in storage.histories():  # not one iteration was completed
             return
-        if not self._started:  # a resumed run does not start at 0
-            self.bar.reset(self.bar.total)
-            self.bar.initial = self.bar.n = storage.iter
-            self._started = True
+        if self.bar is None:  # only now it is known where the run starts
+            size = (
+                shutil.get_terminal_size()
+            )  # tqdm shows nothing on a terminal that has none, as in containers
+            self.bar = tqdm(total=self.max_iter, initial=storage.iter, ncols=size.columns, nrows=size.lines)
         numbers = {"loss": storage.history("total_loss").median(20), "lr": storage.history("lr").latest()}
         if "time" in storage.histories():
             numbers["img/s"] = self.batch_size / storage.history("time").median(20)
         if torch.cuda.is_available():
             numbers["GiB"] = torch.cuda.max_memory_allocated() / 2**30
         self.bar.set_postfix(numbers, refresh=False)
-        self.bar.update(min(storage.iter + 1, self.bar.total) - self.bar.n)
+        self.bar.update(min(storage.iter + 1, self.max_iter) - self.bar.n)
 
     def close(self) -> None:
         for handler in self._consoles:
             handler.removeFilter(self._give_way)
-        self.bar.close()
+        if self.bar is not None:
+            self.bar.close()
 
     def _give_way(self, record: logging.LogRecord) -> bool:
         """Log filter: the printed lines of progress are left to the bar, all others come above it."""
         if record.name.endswith("utils.events"):
             return False
-        self.bar.clear()
+        if self.bar is not None:
+            self.bar.clear()
         return True

@@ -39,14 +39,15 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> dict | None:
     Raises:
         ConfigError, DataError, CheckpointError, Diverged: see there.
     """
+    key = "TEST" if args.eval_only else "TRAIN"
+    if not cfg.DATASETS[key]:
+        raise ConfigError(
+            f"DATASETS.{key} is empty: name a data set, such as --dataset mine JSON IMAGE_DIR "
+            f"DATASETS.{key} \"['mine']\""
+        )
     set_up(cfg, args)
     if args.eval_only:
         return evaluate(cfg, args.resume)
-    if not cfg.DATASETS.TRAIN:
-        raise ConfigError(
-            "DATASETS.TRAIN is empty: name a data set, such as --dataset mine JSON IMAGE_DIR "
-            "DATASETS.TRAIN \"['mine']\""
-        )
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()

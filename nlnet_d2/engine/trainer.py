@@ -6,6 +6,7 @@ import weakref
 from pathlib import Path
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, TrainerBase, hooks
 from detectron2.utils import comm
@@ -24,7 +25,7 @@ from nlnet_d2.solver import build_optimizer
 logger = logging.getLogger(__name__)
 
 
-def training_precision(cfg) -> torch.dtype | None:
+def training_precision(cfg: CfgNode) -> torch.dtype | None:
     """SOLVER.AMP as a dtype; ``auto`` is float16 on a GPU, as in Detectron2, and bfloat16 on a CPU."""
     if not cfg.SOLVER.AMP.ENABLED:
         return None
@@ -45,7 +46,7 @@ class Trainer(DefaultTrainer):
     TEST.BEST_METRIC if TEST.EVAL_PERIOD is set; a progress bar on terminals; evaluates COCO-type data.
     """
 
-    def __init__(self, cfg):
+    def __init__(self, cfg: CfgNode):
         super(DefaultTrainer, self).__init__()  # DefaultTrainer's own builds steps that need CUDA
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
@@ -88,7 +89,8 @@ class Trainer(DefaultTrainer):
         else:
             logger.info("MODEL.WEIGHTS is empty: starting from random weights")
 
-    def train(self):
+    def train(self) -> dict | None:
+        """Train to the end; returns the metrics of the last evaluation."""
         if isinstance(self.data_loader, TrainLoader):
             self.data_loader.seed, self.data_loader.start_iter = self.seed, self.start_iter
         super().train()
@@ -125,9 +127,7 @@ class Trainer(DefaultTrainer):
     def _limit_checkpoints(self, found: list) -> None:
         periodic = next(hook for hook in found if isinstance(hook, hooks.PeriodicCheckpointer))
         periodic.max_to_keep = self.cfg.SOLVER.CHECKPOINTS_TO_KEEP or None
-        periodic.recent_checkpoints = [
-            str(path) for path in self.checkpointer.periodic()
-        ]  # of the run so far
+        periodic.recent_checkpoints = [str(path) for path in self.checkpointer.periodic()]
 
     @classmethod
     def build_model(cls, cfg):

@@ -63,6 +63,12 @@ def test_evaluation_of_the_last_checkpoint(trained, tiny_data, capsys):
     assert "copypaste: Task: bbox" in capsys.readouterr().out
 
 
+def test_resuming_a_finished_run_evaluates_it(trained, tiny_data, capsys):
+    assert main(arguments(tiny_data, trained, "SOLVER.MAX_ITER", "2", flags=("--resume",))) == 0
+    assert "copypaste: Task: bbox" in capsys.readouterr().out
+    assert (trained / "last_checkpoint").read_text() == "model_final.pth"
+
+
 def test_sigterm_to_all_processes_of_the_run(tiny_data, tmp_path):
     """As a cluster or a terminal sends it: to the loader's workers too."""
     options = (*QUIET, "SOLVER.MAX_ITER", "100000", "DATALOADER.NUM_WORKERS", "2")
@@ -123,7 +129,8 @@ def test_exit_codes(tiny_data, tmp_path, capsys):
     assert code("SOLVER.IMS_PER_BATCH", "0") == 2
     assert code("DATASETS.TRAIN", "[]") == 2
     assert code("MODEL.WEIGHTS", str(tmp_path / "nowhere.pth")) == 3
-    assert code(flags=("--eval-only",)) == 3
+    assert code("DATASETS.TEST", "['tiny_val']", flags=("--eval-only",)) == 3
+    assert code(flags=("--eval-only",)) == 2
     assert code("SOLVER.BASE_LR", "1e12") == 4
     messages = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     parts = (
@@ -133,6 +140,7 @@ def test_exit_codes(tiny_data, tmp_path, capsys):
         "DATASETS.TRAIN is empty",
         "nowhere.pth",
         "--eval-only needs weights",
+        "DATASETS.TEST is empty",
         "learning rate 1e+12",
     )
     assert len(messages) == len(parts)
