@@ -14,8 +14,8 @@ from tabulate import tabulate
 
 from nlnet_d2.analysis.complexity import build_on_meta
 from nlnet_d2.checkpoint.checkpointer import CheckpointError
+from nlnet_d2.checkpoint.convert import convert
 from nlnet_d2.checkpoint.download import local_path
-from nlnet_d2.checkpoint.load import convert
 from nlnet_d2.checkpoint.read import read_tensors
 from nlnet_d2.checkpoint.report import grouped
 from nlnet_d2.checkpoint.sources import SOURCES

@@ -22,7 +22,6 @@ class Source:
         of ours, of the whole model or from the backbone on.
     ops: (pattern of our names, operation): changes to the tensors, all that match, in order.
     fills: (pattern of our names, value, reason): constants for what a file has not one of.
-    provides: pattern of those of our names that a file of this origin has to hold.
     expects: the settings that the weights were trained with and that no file records.
     """
 
@@ -34,7 +33,6 @@ class Source:
     renames: tuple[tuple[str, str], ...] = ()
     ops: tuple[tuple[str, TensorOp], ...] = ()
     fills: tuple[tuple[str, float, str], ...] = ()
-    provides: str = "."
     expects: str = ""
 
     def recognises(self, tensors: Mapping[str, torch.Tensor]) -> bool:
@@ -60,7 +58,3 @@ class Source:
             if re.search(pattern, name):
                 tensor = op(tensor, target)
         return tensor
-
-    def provides_name(self, name: str) -> bool:
-        """Whether a file of this origin has to hold the parameter that we call ``name``."""
-        return re.search(self.provides, name) is not None

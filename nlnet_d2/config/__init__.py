@@ -134,6 +134,8 @@ def _add_run(cfg: CN) -> None:
     """Data sets of one's own and the trainer; see data/datasets/coco.py and engine/trainer.py."""
     # Data sets in COCO format, a list of {NAME, JSON, IMAGES}: name for TRAIN and TEST, file, image folder.
     cfg.DATASETS.REGISTER = []
+    # Globs over parameters of the backbone that a training may start without; see checkpoint/load.py.
+    cfg.MODEL.WEIGHTS_ALLOW_MISSING = []
     cfg.SOLVER.AMP.PRECISION = "auto"  # fp16 or bf16; auto: fp16 on a GPU, bf16 on a CPU
     cfg.SOLVER.CHECKPOINTS_TO_KEEP = 0  # the last so many (and the best); 0: all
     # By which model_best.pth is chosen, with EVAL_PERIOD > 0; of several test sets: "coco_2017_val/bbox/AP".

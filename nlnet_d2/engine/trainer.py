@@ -85,7 +85,8 @@ class Trainer(DefaultTrainer):
         elif resume:
             logger.warning("Nothing to resume in %s: starting a new run", self.cfg.OUTPUT_DIR)
         if self.cfg.MODEL.WEIGHTS:
-            load_weights(self.checkpointer.model, self.cfg.MODEL.WEIGHTS)
+            allowed = self.cfg.MODEL.WEIGHTS_ALLOW_MISSING
+            load_weights(self.checkpointer.model, self.cfg.MODEL.WEIGHTS, allow_missing=allowed)
         else:
             logger.info("MODEL.WEIGHTS is empty: starting from random weights")
 

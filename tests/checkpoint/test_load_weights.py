@@ -9,6 +9,7 @@ from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from deterministic import compare, golden_state_dict, make_input, make_state_dict, make_tensor, read_keys
 from safetensors.torch import save_file
+from tiny_run import arguments
 
 import nlnet_d2
 from nlnet_d2.backbones.resnet import ContextResNet
@@ -19,8 +20,11 @@ from nlnet_d2.blocks.context import GlobalContext
 from nlnet_d2.blocks.nonlocal_ import NonLocal
 from nlnet_d2.checkpoint import load_weights
 from nlnet_d2.checkpoint.checkpointer import CheckpointError
-from nlnet_d2.checkpoint.load import convert
+from nlnet_d2.checkpoint.convert import convert
+from nlnet_d2.checkpoint.load import require_backbone
 from nlnet_d2.checkpoint.sources import SOURCES
+from nlnet_d2.engine.config import argument_parser, load_config
+from nlnet_d2.engine.trainer import Trainer
 
 GC = {"NAME": "GlobalContext", "AT": {"res3": "all", "res4": "all", "res5": "all"}, "POSITION": "after_conv3"}
 FIVE_BLOCKS = [{"NAME": "NonLocal", "AT": {"res3": [1, 3], "res4": [1, 3, 5]}, "SUBSAMPLE": [1, 2, 2]}]
@@ -41,6 +45,13 @@ def shapes(keys):
 def assert_complete(report, origin):
     assert report.origin == origin
     assert report.used and not report.missing and not report.unexpected and not report.mismatched, report
+
+
+def report_of_start(model, tensors, allow_missing=()):
+    """As ``load_weights``, for models on the meta device."""
+    conversion = convert(tensors, model)
+    require_backbone(conversion, model, allow_missing)
+    return conversion.report
 
 
 def detector(overrides=(), file="configs/Base-RCNN-FPN.yaml"):
@@ -328,7 +339,7 @@ def test_inflation_for_clips():
         found = deep.eval().stem.conv1(image[:, :, None].expand(-1, -1, 9, -1, -1))
     assert torch.allclose(found[:, :, 4], expected, atol=1e-4)
     pathways = SlowFast()
-    with pytest.raises(CheckpointError, match="of origin torchvision should hold"):
+    with pytest.raises(CheckpointError, match="have another shape there: slow.res2"):
         load_weights(pathways, golden_state_dict(read_keys("resnet50_keys")))  # 80 channels enter res2
 
 
@@ -460,8 +471,13 @@ def test_new_context_blocks_may_be_missing():
     model = ContextResNet(blocks=[block], **TORCHVISION)
     report = load_weights(model, golden_state_dict(read_keys("resnet50_keys")))
     assert report.missing and all(name.startswith("res4.4.after_add.0.") for name in report.missing)
-    with pytest.raises(CheckpointError, match=r"should hold: res4\.\*\.after_add\.\*\.g\.\*"):
-        load_weights(model, ContextResNet(**TORCHVISION).state_dict() | {"fpn_extra": torch.ones(1)})
+    half = {name: tensor for name, tensor in model.state_dict().items() if "after_add.0.g." not in name}
+    with pytest.raises(
+        CheckpointError, match=r"2 tensors .* missing in the file.* res4\.\*\.after_add\.\*\.g\.\*"
+    ):
+        load_weights(model, half)
+    with pytest.raises(CheckpointError, match=r"that the model's has not: res4\.\*\.after_add"):
+        load_weights(ContextResNet(**TORCHVISION), model.state_dict())
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -489,9 +505,9 @@ def test_incomplete_backbone_is_refused_and_unchanged():
     golden["layer2.1.bn1.bias"] = torch.ones(3)
     model = ContextResNet(**TORCHVISION)
     before = model.stem.conv1.weight.clone()
-    with pytest.raises(CheckpointError, match="initial values of 2 tensors") as error:
+    with pytest.raises(CheckpointError, match="2 tensors of the backbone are missing") as error:
         load_weights(model, golden)
-    assert "should hold: res4.*.conv2.*, res3.*.conv1.norm.*" in str(error.value)
+    assert "there: res4.*.conv2.*, res3.*.conv1.norm.*" in str(error.value)
     assert torch.equal(model.stem.conv1.weight, before)
     report = load_weights(model, golden, allow_missing=["res4.4.conv2.weight", "res3.1.*"])
     assert report.missing == ["res4.4.conv2.weight"]
@@ -511,11 +527,34 @@ def test_other_classes_are_reported_not_refused():
 
 def test_batch_norm_weights_in_a_group_norm_model():
     """The scales would fit and mean something else."""
-    with pytest.raises(CheckpointError, match="statistics of batch norms.*RESNETS.NORM"):
+    with pytest.raises(CheckpointError, match=r"the model's has not: stem.conv1.norm.\*"):
         load_weights(ContextResNet(norm="GN"), golden_state_dict(read_keys("resnet50_keys")))
     group_norm = caffe2_blobs(ContextResNet(norm="GN"), norm="gn")
-    with pytest.raises(CheckpointError, match=r"should hold: stem.conv1.norm.\*"):
+    with pytest.raises(CheckpointError, match=r"there: stem.conv1.norm.\*"):
         load_weights(ContextResNet(norm="BN"), group_norm, origin="caffe2-gn")
+
+
+def test_a_deeper_network_is_another_one():
+    """All tensors of R50 are in a file of R101, and mean something else."""
+    overrides = ["MODEL.RESNETS.NUM_GROUPS", "32", "MODEL.RESNETS.WIDTH_PER_GROUP", "8"]
+    deeper = shapes(read_keys("resnext101_32x8d_keys")["keys"])
+    with pytest.raises(CheckpointError, match="the file's backbone has .* depth, norm or blocks differ"):
+        report_of_start(detector(overrides), deeper)
+    report_of_start(detector(overrides), deeper, allow_missing=["backbone.bottom_up.res4.*"])
+
+
+def test_pyramid_and_heads_are_new_to_a_converted_backbone():
+    """What the converter wrote for an ImageNet file loads by itself into the detector it was written for."""
+    model = detector(["MODEL.CONTEXT.BLOCKS", "[{'NAME': 'NonLocal', 'AT': {'res4': [-2]}}]"])
+    keys = {k: v.shape for k, v in model.state_dict().items()}
+    trunk = {k: v for k, v in keys.items() if k.startswith("backbone.bottom_up.") and "after_add" not in k}
+    report = report_of_start(model, shapes(trunk))
+    assert report.origin == "native" and len(report.used) == len(trunk)
+    bare = {k.removeprefix("backbone.bottom_up."): v for k, v in trunk.items()} | {
+        "stem.fc.weight": (1000, 2048)
+    }
+    report = report_of_start(model, shapes(bare))
+    assert len(report.used) == len(trunk) and list(report.dropped) == ["stem.fc.weight"]
 
 
 def test_what_fits_nothing():
@@ -565,3 +604,22 @@ def test_report_is_a_table():
     lines = str(report).splitlines()
     assert lines[0].startswith("weights of origin torchvision, trained with INPUT.FORMAT RGB")
     assert re.match(r"used\s+265", lines[3]) and re.match(r"left out\s+2\s+classifier", lines[-1])
+
+
+def test_the_config_may_allow_it(tiny_data, tmp_path):
+    """What load_weights refuses at the start of a training, MODEL.WEIGHTS_ALLOW_MISSING lets pass."""
+
+    def trainer(*options):
+        args = arguments(tiny_data, tmp_path / "run", "MODEL.DEVICE", "cpu", *options)
+        return Trainer(load_config(argument_parser().parse_args(args)))
+
+    state = trainer().model.state_dict()
+    lacking = next(name for name in state if name.startswith("backbone.") and name.endswith(".weight"))
+    torch.save({name: tensor for name, tensor in state.items() if name != lacking}, tmp_path / "w.pth")
+    options = ["MODEL.WEIGHTS", str(tmp_path / "w.pth")]
+    with pytest.raises(CheckpointError, match="MODEL.WEIGHTS_ALLOW_MISSING"):
+        trainer(*options).resume_or_load(resume=False)
+    allowing = trainer(*options, "MODEL.WEIGHTS_ALLOW_MISSING", f"['{lacking}']")
+    allowing.resume_or_load(resume=False)
+    loaded = allowing.model.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items() if name != lacking)

@@ -5,8 +5,6 @@ from dataclasses import replace
 from nlnet_d2.checkpoint.source import Source
 from nlnet_d2.checkpoint.tensors import inflate
 
-# Context blocks and the offsets of deformable convolutions are new to a classification network.
-TRUNK = r"^(stem|res\d)\.(?!.*(\.after_|conv2_offset))"
 CLASSIFIER = "classifier of the pre-training"
 RGB = "INPUT.FORMAT RGB, PIXEL_MEAN [123.675, 116.28, 103.53], PIXEL_STD [58.395, 57.12, 57.375]"
 # torchvision's names of a ResNet -> Detectron2's; `layer1` is res2.
@@ -49,7 +47,6 @@ TORCHVISION = Source(
     drops=((r"^fc\.", CLASSIFIER),),
     renames=FROM_TORCHVISION,
     ops=((r"\.weight$", inflate),),
-    provides=TRUNK,
     expects=f"{RGB}, MODEL.RESNETS.STRIDE_IN_1X1 False",
 )
 
@@ -65,7 +62,6 @@ MOCO = Source(
     ),
     renames=((r"^(encoder_q|base_encoder)\.", ""), *FROM_TORCHVISION),
     ops=TORCHVISION.ops,
-    provides=TRUNK,
     expects=TORCHVISION.expects,
 )
 
@@ -82,7 +78,6 @@ CAFFE2 = Source(
     renames=FROM_CAFFE2,
     ops=TORCHVISION.ops,
     fills=FUSED_NORMS,
-    provides=TRUNK,
     expects="INPUT.FORMAT BGR; PIXEL_STD [57.375, 57.12, 58.395] for X-101, else [1, 1, 1]; "
     "MODEL.RESNETS.STRIDE_IN_1X1 True in R-50 and R-101, False in X-101 and X-152",
 )

@@ -15,14 +15,12 @@ VIT = Source(
     marks=((r"^patch_embed\.proj\.weight$", 4), (r"^blocks\.0\.attn\.qkv\.weight$", 2), (r"^cls_token$", 3)),
     absent=(r"\.attn\.pool_q\.", r"\.gamma$"),
     drops=(
-        (r"^cls_token$", "a detector has no class token"),
+        (r"^(cls|dist)_token$", "a detector has no class token"),
         (r"^(norm|fc_norm)\.", "norm in front of the classifier"),
         (r"^(head|head_dist)\.", CLASSIFIER),
         (r"^(mask_token$|decoder_)", "decoder of the masked pre-training"),
     ),
     ops=((r"^patch_embed\.proj\.weight$", resize_kernel), *RESIZE),
-    # Relative positions and residual convolutions are new to a classification network.
-    provides=r"^(pos_embed$|patch_embed\.|blocks\.\d+\.(norm|mlp|attn\.(qkv|proj)\.))",
     expects=RGB,
 )
 
@@ -37,7 +35,6 @@ MVIT = Source(
         (r"^head\.", CLASSIFIER),
     ),
     ops=((r"\.weight$", squeeze_time), *RESIZE),
-    provides=r"^(patch_embed|blocks)\.",
     expects=RGB,
 )
 
