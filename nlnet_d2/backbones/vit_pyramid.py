@@ -42,6 +42,16 @@ def rescale(dim: int, scale: float, norm: str | Callable) -> tuple[list[nn.Modul
     raise ValueError(f"scale factor {scale} of the pyramid is not one of {SCALES}")
 
 
+def level_of(stride: float) -> int:
+    """The pyramid level of a stride in pixels: 2 for 4, 3 for 8, ...; ValueError if there is none."""
+    level = math.log2(stride)
+    if level < 0 or not level.is_integer():
+        raise ValueError(
+            f"a pyramid has strides 1, 2, 4, ..., not {stride:g}: set MODEL.VIT.PATCH_SIZE to 8, 16 or 32"
+        )
+    return int(level)
+
+
 class SimpleFeaturePyramid(SquarePadding, Backbone):
     """Pyramid from one map, each level on its own.
 
@@ -70,7 +80,7 @@ class SimpleFeaturePyramid(SquarePadding, Backbone):
         super().__init__()
         shape = net.output_shape()[in_feature]
         self.net, self.in_feature, self.top_block = net, in_feature, top_block
-        self.levels = [round(math.log2(shape.stride / scale)) for scale in scale_factors]
+        self.levels = [level_of(shape.stride / scale) for scale in scale_factors]
         for level, scale in zip(self.levels, scale_factors, strict=True):
             layers = _level(shape.channels, out_channels, scale, norm_argument(norm))
             self.add_module(f"simfp_{level}", layers)
@@ -130,10 +140,10 @@ class ViTStages(Backbone):
         self._out_feature_channels, self._out_feature_strides = {}, {}
         for feature, scale in zip(in_features, SCALES, strict=True):
             layers, channels = rescale(shapes[feature].channels, scale, norm_argument(norm))
-            stride = int(shapes[feature].stride / scale)
-            name = f"scale{round(math.log2(stride))}"
+            level = level_of(shapes[feature].stride / scale)
+            name = f"scale{level}"
             self.add_module(name, nn.Sequential(*layers))
-            self._out_feature_channels[name], self._out_feature_strides[name] = channels, stride
+            self._out_feature_channels[name], self._out_feature_strides[name] = channels, 2**level
         self._out_features = list(self._out_feature_strides)
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -164,6 +164,22 @@ def test_compiled(backend):
         torch.testing.assert_close(got[name], expected[name], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("train", [False, True])
+def test_mixed_precision(golden, train):
+    """Under autocast the maps stay as close as bfloat16 allows, and gradients are finite and in float32."""
+    model, image = golden
+    with torch.no_grad():
+        expected = model(image)
+    with torch.set_grad_enabled(train), torch.autocast("cpu", torch.bfloat16):
+        got = model(image)
+    for name in OUTPUTS:
+        error = (got[name].float() - expected[name]).abs().max() / expected[name].std()
+        assert error < 0.2, name
+    if train:
+        gradients = torch.autograd.grad(sum(v.float().sum() for v in got.values()), list(model.parameters()))
+        assert all(g.dtype == torch.float32 and g.isfinite().all() for g in gradients)
+
+
 def test_channels_last(golden):
     model, image = golden
     with torch.no_grad():

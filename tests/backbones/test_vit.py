@@ -250,6 +250,22 @@ def test_compiled(backend, train):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("train", [False, True])
+def test_mixed_precision(golden, train):
+    """Under autocast the maps stay as close as bfloat16 allows, and gradients are finite and in float32."""
+    model, image = golden
+    with torch.no_grad():
+        expected = model(image)
+    with torch.set_grad_enabled(train), torch.autocast("cpu", torch.bfloat16):
+        got = model(image)
+    for name in OUTPUTS:
+        error = (got[name].float() - expected[name]).abs().max() / expected[name].std()
+        assert error < 0.2, name
+    if train:
+        gradients = torch.autograd.grad(sum(v.float().sum() for v in got.values()), list(model.parameters()))
+        assert all(g.dtype == torch.float32 and g.isfinite().all() for g in gradients)
+
+
 def test_channels_last(golden):
     model, image = golden
     with torch.no_grad():
@@ -318,6 +334,14 @@ def test_fpn_on_four_maps():
 def test_bad_options(changes, message):
     with pytest.raises(ValueError, match=message):
         ViT(**TINY | changes)
+
+
+def test_a_pyramid_needs_powers_of_two():
+    net = ViT(**TINY | {"patch_size": 14, "pretrain_img_size": 70})
+    with pytest.raises(
+        ValueError, match="strides 1, 2, 4, ..., not 3.5: set MODEL.VIT.PATCH_SIZE to 8, 16 or 32"
+    ):
+        SimpleFeaturePyramid(net)
 
 
 def test_unknown_scale():
