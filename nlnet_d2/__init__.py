@@ -5,8 +5,9 @@ Importing this package fills Detectron2's registries; ``add_nlnet_config(cfg)`` 
 
 import warnings
 
-# detectron2 decorates functions with torch.jit.script_if_tracing when it is imported.
+# detectron2 0.6 does both; its users can do nothing about it.
 warnings.filterwarnings("ignore", ".*torch.jit.*deprecated", FutureWarning)
+warnings.filterwarnings("ignore", "torch.meshgrid: in an upcoming release", UserWarning)
 
 from nlnet_d2 import backbones, blocks, data, modeling  # noqa: E402, F401  (imported to register)
 from nlnet_d2.checkpoint import load_weights  # noqa: E402
