@@ -78,9 +78,7 @@ def analyze_config(args: argparse.Namespace) -> tuple[tuple[int, ...], Complexit
     default = zoo.input_size(cfg)
     size = (3, *args.input_size) if args.input_size else default
     if len(size) != len(default) or min(size) < 1:
-        raise ConfigError(
-            f"--input-size takes {len(default) - 1} numbers for this config, got {args.input_size}"
-        )
+        raise ConfigError(f"--input-size: expected {len(default) - 1} numbers > 0, got {args.input_size}")
     try:
         return size, zoo.analyze(cfg, size)
     except ValueError as error:

@@ -60,8 +60,10 @@ def input_size(cfg: CfgNode) -> tuple[int, ...]:
     """Size of the input at which a config is analysed, without its batch dimension.
 
     Images: (3, H, W), the padded square where the config has one, else INPUT.MIN_SIZE_TEST times 1.6 of it
-    (800 x 1280), in multiples of 32.
+    (800 x 1280), in multiples of 32. Clips: (3, T, H, W), squares of INPUT.CLIP.SIZE_TEST.
     """
+    if cfg.MODEL.META_ARCHITECTURE == "ActionRCNN":
+        return (3, cfg.INPUT.CLIP.NUM_FRAMES, cfg.INPUT.CLIP.SIZE_TEST, cfg.INPUT.CLIP.SIZE_TEST)
     if side := cfg.MODEL.FPN.SQUARE_PAD:
         return (3, side, side)
     height, width = (round(cfg.INPUT.MIN_SIZE_TEST * ratio / 32) * 32 for ratio in (1, 1.6))

@@ -199,12 +199,14 @@ def refuse_frozen(placed: dict[str, list[list[BlockSpec]]], freeze_at: int) -> N
 
 @BACKBONE_REGISTRY.register()
 def build_context_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
-    """``ContextResNet`` with Detectron2's FPN (arXiv 1612.03144): maps p2 ... p6."""
+    """``ContextResNet`` with Detectron2's FPN (arXiv 1612.03144): maps p2 ... p6, or fewer."""
+    top_block = LastLevelMaxPool()
+    top_block.in_feature = cfg.MODEL.FPN.IN_FEATURES[-1].replace("res", "p")  # stock: p5, whatever there is
     return FPN(
         bottom_up=ContextResNet(cfg, input_shape),
         in_features=cfg.MODEL.FPN.IN_FEATURES,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=norm_argument(cfg.MODEL.FPN.NORM),
-        top_block=LastLevelMaxPool(),
+        top_block=top_block,
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )

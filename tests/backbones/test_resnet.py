@@ -83,6 +83,22 @@ def test_without_blocks_it_is_the_stock_fpn(norm):
             torch.testing.assert_close(ours(x)[name], features)
 
 
+def test_fpn_on_fewer_stages():
+    cfg = config(OUT_FEATURES=["res2", "res3"])
+    cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3"]
+    cfg.MODEL.BACKBONE.NAME = "build_context_resnet_fpn_backbone"
+    backbone = build_backbone(cfg)
+    assert not hasattr(backbone.bottom_up, "res4")
+    with torch.no_grad():
+        maps = backbone(torch.zeros(1, 3, 64, 96))
+    assert {name: tuple(m.shape[2:]) for name, m in maps.items()} == {
+        "p2": (16, 24),
+        "p3": (8, 12),
+        "p4": (4, 6),
+    }
+    assert {name: s.stride for name, s in backbone.output_shape().items()} == {"p2": 4, "p3": 8, "p4": 16}
+
+
 def test_blocks_add_keys_and_shift_none():
     cfg = config()
     plain = ContextResNet(cfg, IMAGE).state_dict()

@@ -1,0 +1,107 @@
+"""The zoo table and the command line."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from nlnet_d2.analysis import zoo
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs"
+NL = CONFIGS / "coco" / "mask_rcnn_nl_R50_FPN.yaml"
+
+
+@pytest.fixture
+def analyze(monkeypatch, capsys):
+    """Run tools/analyze.py; returns its exit code, standard output and error."""
+    spec = importlib.util.spec_from_file_location("analyze", ROOT / "tools" / "analyze.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+
+    def run(*argv):
+        monkeypatch.setattr(sys, "argv", ["analyze.py", *map(str, argv)])
+        code = tool.exit_code(tool.run, tool.parse_arguments())
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("text", "published"),
+    [
+        ("NL. Published: box 39.0 (arXiv 1711.07971, v3). More.", "box 39.0 (arXiv 1711.07971, v3)"),
+        (
+            "Published on v2.2: 24.67 mAP (zoo); 24.8 by users. Full.",
+            "on v2.2: 24.67 mAP (zoo); 24.8 by users",
+        ),
+        ("Published, K600: 28.2 mAP.", "K600: 28.2 mAP"),
+        ("No number was published.", ""),
+        ("nobody has published a number for it", ""),
+    ],
+)
+def test_what_was_published_is_quoted_to_the_end_of_the_sentence(text, published):
+    assert zoo.quoted("Published", text) == published
+
+
+def test_header_is_the_comment_at_the_top(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("# One line,\n# and another.\nMODEL:\n# not this\n")
+    assert zoo.header(path) == "One line, and another."
+
+
+def test_input_sizes():
+    cfg = zoo.read_config(NL)
+    assert zoo.input_size(cfg) == (3, 800, 1280)
+    cfg.MODEL.FPN.SQUARE_PAD = 1024
+    assert zoo.input_size(cfg) == (3, 1024, 1024)
+
+
+def test_row():
+    cells = dict(zip(zoo.COLUMNS, zoo.row(NL, CONFIGS), strict=True))
+    assert cells["config"] == "[mask_rcnn_nl_R50_FPN](coco/mask_rcnn_nl_R50_FPN.yaml)"
+    assert cells["starts from"] == "MSRA/R-50.pkl"
+    assert cells["params (M)"] == "46.44"
+    assert cells["input"] == "800 x 1280"
+    assert cells["published"] == "box 39.0, mask 35.5 (arXiv 1711.07971, section 6)"
+    assert cells["measured"] == ""
+
+
+def test_json_holds_the_exact_counts(analyze):
+    code, out, _ = analyze("--config-file", NL, "--input-size", 256, 320, "--json")
+    result = json.loads(out)
+    assert code == 0 and {"config", "params", "backbone_params", "gflops", "rule"} <= set(result)
+    assert result["params"] == 44_343_216 + 2_101_760
+    assert result["backbone_params"] == 23_454_912 + 2_101_760
+    assert result["input_size"] == [3, 256, 320]
+    assert 30 < result["gflops"] < 100  # most of it in the heads, which see a fixed number of boxes
+
+
+def test_options_on_the_command_line_count(analyze):
+    _, out, _ = analyze("--config-file", NL, "--input-size", 64, 64, "--json", "MODEL.CONTEXT.BLOCKS", "[]")
+    assert json.loads(out)["params"] == 44_343_216
+
+
+def test_tree_shows_modules_to_its_depth(analyze):
+    _, out, _ = analyze("--config-file", NL, "--tree", 3, "--input-size", 64, 64)
+    lines = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line}
+    assert lines["mask_head"][0] == "2,643,280"
+    assert "deconv" in lines and "theta" not in lines
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config-file", "nowhere.yaml"], "nowhere.yaml: No such file"),
+        (["--config-file", NL, "--input-size", "64"], "--input-size: expected 2 numbers > 0, got [64]"),
+        (["--config-file", NL, "--input-size", "0", "64"], "--input-size: expected 2 numbers > 0"),
+        (["--config-file", NL, "MODEL.RESNETS.DEPTH", "51"], "MODEL.RESNETS.DEPTH 51 is unknown"),
+        (["--config-file", NL, "MODEL.RESNETS.DEPHT", "50"], "did you mean MODEL.RESNETS.DEPTH"),
+    ],
+)
+def test_bad_arguments_end_with_a_message(analyze, arguments, message):
+    code, out, err = analyze(*arguments)
+    assert code == 2 and message in err and not out
