@@ -22,8 +22,9 @@ from torchvision.ops import StochasticDepth
 from nlnet_d2.backbones.padding import SquarePadFPN
 from nlnet_d2.layers.attention import attend
 from nlnet_d2.layers.drop_path import linear_schedule
-from nlnet_d2.layers.layer_norm import TokenNorm, norm_argument
+from nlnet_d2.layers.layer_norm import TokenNorm
 from nlnet_d2.layers.mlp import Mlp, init_linear
+from nlnet_d2.layers.norm import norm_argument
 from nlnet_d2.layers.patch_embed import PatchEmbed
 from nlnet_d2.layers.relative_position import decomposed_bias
 from nlnet_d2.layers.windows import window_partition, window_unpartition

@@ -17,8 +17,7 @@ from torch import nn
 
 from nlnet_d2.backbones.padding import SquarePadding, SquarePadFPN
 from nlnet_d2.backbones.vit import LAST, ViT
-from nlnet_d2.layers.layer_norm import norm_argument
-from nlnet_d2.layers.norm import get_norm
+from nlnet_d2.layers.norm import get_norm, norm_argument
 
 SCALES = (4.0, 2.0, 1.0, 0.5)
 

@@ -25,6 +25,7 @@ from nlnet_d2.config import add_nlnet_config
 from nlnet_d2.data.datasets.coco import num_classes, num_keypoints, register_from_config
 from nlnet_d2.data.errors import DataError
 from nlnet_d2.engine.errors import ConfigError
+from nlnet_d2.layers.norm import GROUPS
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,12 @@ REGISTRIES = {
     "MODEL.ROI_KEYPOINT_HEAD.NAME": ROI_KEYPOINT_HEAD_REGISTRY,
 }
 COCO_KEYPOINTS = 17  # those whose OKS sigmas the evaluation knows
+# Where a norm may stand, and the channels that it normalises.
+GROUPED = [
+    ("MODEL.FPN", "OUT_CHANNELS"),
+    ("MODEL.ROI_BOX_HEAD", "CONV_DIM"),
+    ("MODEL.ROI_MASK_HEAD", "CONV_DIM"),
+]
 NO_MODULE = ("", "PrecomputedProposals")  # values that Detectron2 understands without a registry
 
 
@@ -75,6 +82,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
             {"NAME": name, "JSON": json_file, "IMAGES": image_root},
         ]
     _check_names(cfg)
+    _check_groups(cfg)
     register_data(cfg)
     _fit_to_data(cfg, given)
     _fit_to_machine(cfg, given)
@@ -187,6 +195,17 @@ def _check_names(cfg: CfgNode) -> None:
         if name not in NO_MODULE and name not in registry:
             hint = nearest(name, sorted(known for known, _ in registry))
             raise ConfigError(f"{key}: nothing is registered as {name!r}; {hint}")
+
+
+def _check_groups(cfg: CfgNode) -> None:
+    """Stock modules would fail on GN with a message that names no key."""
+    for section, channels in GROUPED:
+        node = lookup(cfg, section)
+        if node.NORM == "GN" and node[channels] % GROUPS:
+            raise ConfigError(
+                f"{section}.NORM: GN has {GROUPS} groups, which do not divide the {node[channels]} channels "
+                f"of {section}.{channels}; choose a multiple of {GROUPS}, or another norm"
+            )
 
 
 def _fit_to_machine(cfg: CfgNode, given: set[str]) -> None:

@@ -70,6 +70,7 @@ def get_norm(norm: str, channels: int, dim: int = 2) -> nn.Module | None:
 def norm_argument(norm: str) -> str | Callable[[int], nn.Module]:
     """What to pass as ``norm`` to a module of Detectron2, so that it builds its layers with ``get_norm``.
 
-    Such a module takes a name or a callable, and its convolutions have a bias if it is "".
+    Such a module takes a name or a callable, and its convolutions have a bias if it is "". LN becomes a
+    ``nn.LayerNorm``: upstream's own class is left out of SOLVER.WEIGHT_DECAY_NORM.
     """
     return partial(get_norm, norm) if norm else ""

@@ -48,6 +48,10 @@ def load(tiny_data, tmp_path):
         (["DATASETS.TEST", "['xyzzy']"], r"DATASETS\.TEST: .*register your own with --dataset"),
         (["MODEL.ROI_HEADS.NUM_CLASSES", "7"], r"NUM_CLASSES is 7, but there are 3 classes in tiny_train"),
         (["MODEL.KEYPOINT_ON", "True"], r"KEYPOINT_ON is True, but .* have no keypoints"),
+        (
+            ["MODEL.ROI_BOX_HEAD.NORM", "GN", "MODEL.ROI_BOX_HEAD.CONV_DIM", "48"],
+            r"ROI_BOX_HEAD\.NORM: GN has 32 groups, which do not divide the 48 channels of .*CONV_DIM",
+        ),
         (["SOLVER.AMP.PRECISION", "fp8"], r"AMP\.PRECISION is auto, fp16 or bf16, got 'fp8'"),
     ],
 )

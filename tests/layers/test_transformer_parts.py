@@ -2,11 +2,9 @@
 
 import pytest
 import torch
-from detectron2.layers import Conv2d
-from torch import nn
 
 from nlnet_d2.layers.drop_path import linear_schedule
-from nlnet_d2.layers.layer_norm import ChannelNorm, TokenNorm, norm_argument
+from nlnet_d2.layers.layer_norm import ChannelNorm, TokenNorm
 from nlnet_d2.layers.mlp import Mlp, init_linear
 from nlnet_d2.layers.patch_embed import PatchEmbed
 
@@ -17,13 +15,6 @@ def test_epsilon_of_the_papers():
     x = torch.randn(2, 8, 3, 3) * 1e-3
     var, mean = torch.var_mean(x, 1, keepdim=True, unbiased=False)
     torch.testing.assert_close(ChannelNorm(8)(x), (x - mean) / (var + 1e-6).sqrt())
-
-
-def test_norm_argument_for_stock_modules():
-    conv = Conv2d(4, 8, 1, bias=False, norm=norm_argument("LN")(8))
-    assert isinstance(conv.norm, nn.LayerNorm), "the classes that Detectron2 exempts from weight decay"
-    assert conv(torch.randn(1, 4, 2, 3)).mean(1).abs().max() < 1e-6
-    assert norm_argument("GN") == "GN" and norm_argument("") == ""
 
 
 @pytest.mark.parametrize("hw", [(32, 48), (33, 47), (1, 1)])
