@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from detectron2.data.detection_utils import create_keypoint_hflip_indices
 from PIL import Image
 
 WIDTH, HEIGHT = 40, 30
@@ -60,6 +61,24 @@ def _crowd(id_: int) -> dict:
 @pytest.fixture
 def own(tmp_path):
     return OwnData(tmp_path)
+
+
+@pytest.fixture
+def training_mapper():
+    """Makes Detectron2's mapper of a data set for training masks and keypoints, without augmentation."""
+
+    def make(name: str, mask_format: str) -> DatasetMapper:
+        return DatasetMapper(
+            is_train=True,
+            augmentations=[],
+            image_format="BGR",
+            use_instance_mask=True,
+            instance_mask_format=mask_format,
+            use_keypoint=True,
+            keypoint_hflip_indices=create_keypoint_hflip_indices(name),
+        )
+
+    return make
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 import pytest
 from detectron2.config import get_cfg
-from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import create_keypoint_hflip_indices
 
 from nlnet_d2 import add_nlnet_config
@@ -39,17 +39,9 @@ def test_classes_ids_and_keypoints_come_from_the_file(own):
 
 
 @pytest.mark.parametrize("mask_format", ["polygon", "bitmask"])
-def test_detectron2_reads_it(own, mask_format):
+def test_detectron2_reads_it(own, mask_format, training_mapper):
     register_coco_data("own_data", str(own.json), str(own.images))
-    mapper = DatasetMapper(
-        is_train=True,
-        augmentations=[],
-        image_format="BGR",
-        use_instance_mask=True,
-        instance_mask_format=mask_format,
-        use_keypoint=True,
-        keypoint_hflip_indices=create_keypoint_hflip_indices("own_data"),
-    )
+    mapper = training_mapper("own_data", mask_format)
     instances = mapper(DatasetCatalog.get("own_data")[2])["instances"]
     assert len(instances) == 1, "the crowd is not an instance"
     assert instances.gt_boxes.tensor.tolist() == [[5, 6, 25, 16]]

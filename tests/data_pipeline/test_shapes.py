@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog, DatasetMapper
+from detectron2.data import DatasetCatalog
 from detectron2.data.detection_utils import create_keypoint_hflip_indices
 from detectron2.structures import pairwise_iou
 from PIL import Image
@@ -185,17 +185,9 @@ def test_run_lengths_are_those_of_pycocotools(mask):
 
 
 @pytest.mark.parametrize("mask_format", ["polygon", "bitmask"])
-def test_detectron2_reads_it(folder, content, mask_format):
+def test_detectron2_reads_it(folder, content, mask_format, training_mapper):
     register_shapes("shapes_small", SMALL, folder.parent)
-    mapper = DatasetMapper(
-        is_train=True,
-        augmentations=[],
-        image_format="BGR",
-        use_instance_mask=True,
-        instance_mask_format=mask_format,
-        use_keypoint=True,
-        keypoint_hflip_indices=create_keypoint_hflip_indices("shapes_small"),
-    )
+    mapper = training_mapper("shapes_small", mask_format)
     count = 0
     for record in DatasetCatalog.get("shapes_small"):
         instances = mapper(record)["instances"]
