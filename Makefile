@@ -24,7 +24,7 @@ help:
 	@echo "make test       the fast tests (what CI runs)"
 	@echo "make test-all   all tests, those of minutes too"
 	@echo "make lint       ruff: rules and format"
-	@echo "make zoo-table  compute the tables of the model zoo again"
+	@echo "make zoo-table  write configs/README.md: size, cost and published results of all configs"
 	@echo "make clean      delete build products and caches; keeps the environment and output/"
 
 demo: $(READY)
@@ -41,7 +41,7 @@ lint: $(READY)
 	$(PY) -m ruff format --check .
 
 zoo-table: $(READY)
-	$(PY) tools/analyze.py --zoo-table $(ARGS)
+	$(PY) tools/analyze.py --table configs/README.md
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache

@@ -1,10 +1,28 @@
 """Shared by all tests. pytest puts this folder on ``sys.path``: ``import deterministic`` works everywhere."""
 
 import logging
+import os
+import random
 
+import numpy as np
 import pytest
+import torch
 from detectron2.utils.logger import setup_logger
 from tiny_run import write_tiny_data
+
+
+def pytest_configure():
+    """One thread here and, unless the user says otherwise, in the processes that tests start: they are small."""
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def same_numbers():
+    """The same random numbers for a test, whether it runs alone or after others."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
