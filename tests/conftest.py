@@ -12,7 +12,7 @@ from tiny_run import write_tiny_data
 
 
 def pytest_configure():
-    """One thread here and, unless the user says otherwise, in the processes that tests start: they are small."""
+    """One thread here and, unless the user says otherwise, in processes that tests start: they are small."""
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
