@@ -12,19 +12,17 @@ import torch
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
-from detectron2.modeling.backbone import FPN, Backbone
-from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from detectron2.modeling.backbone import Backbone
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
-from nlnet_d2.backbones.padding import SquarePadFPN
+from nlnet_d2.backbones.padding import SquarePadFPN, fpn_from_config
 from nlnet_d2.layers.attention import attend
 from nlnet_d2.layers.drop_path import linear_schedule
 from nlnet_d2.layers.layer_norm import TokenNorm
 from nlnet_d2.layers.mlp import Mlp, init_linear
-from nlnet_d2.layers.norm import norm_argument
 from nlnet_d2.layers.patch_embed import PatchEmbed
 from nlnet_d2.layers.relative_position import decomposed_bias
 from nlnet_d2.layers.windows import window_partition, window_unpartition
@@ -260,15 +258,6 @@ class MViT(Backbone):
 
 
 @BACKBONE_REGISTRY.register()
-def build_mvit_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
+def build_mvit_fpn_backbone(cfg, input_shape: ShapeSpec) -> SquarePadFPN:
     """``MODEL.MVIT`` with FPN: ``MODEL.FPN`` for OUT_CHANNELS, NORM and SQUARE_PAD; maps p2 ... p6."""
-    bottom_up = MViT(cfg, input_shape)
-    return SquarePadFPN(
-        bottom_up=bottom_up,
-        in_features=list(bottom_up.output_shape()),
-        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        norm=norm_argument(cfg.MODEL.FPN.NORM),
-        top_block=LastLevelMaxPool(),
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
-        square_pad=cfg.MODEL.FPN.SQUARE_PAD,
-    )
+    return fpn_from_config(cfg, MViT(cfg, input_shape))

@@ -6,7 +6,11 @@ with the side of the square there, every image that fits becomes exactly that sq
 """
 
 import torch
-from detectron2.modeling.backbone import FPN
+from detectron2.config import CfgNode
+from detectron2.modeling.backbone import FPN, Backbone
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+
+from nlnet_d2.layers.norm import norm_argument
 
 
 class SquarePadding:
@@ -52,3 +56,16 @@ class SquarePadFPN(SquarePadding, FPN):
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         self.check_square(x)
         return super().forward(x)
+
+
+def fpn_from_config(cfg: CfgNode, bottom_up: Backbone) -> SquarePadFPN:
+    """The pyramid p2 ... p6 of ``MODEL.FPN`` on all maps of ``bottom_up``."""
+    return SquarePadFPN(
+        bottom_up=bottom_up,
+        in_features=list(bottom_up.output_shape()),
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=norm_argument(cfg.MODEL.FPN.NORM),
+        top_block=LastLevelMaxPool(),
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+        square_pad=cfg.MODEL.FPN.SQUARE_PAD,
+    )

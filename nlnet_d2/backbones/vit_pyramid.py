@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 import torch
 from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
-from detectron2.modeling.backbone import FPN, Backbone
+from detectron2.modeling.backbone import Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from torch import nn
 
-from nlnet_d2.backbones.padding import SquarePadding, SquarePadFPN
+from nlnet_d2.backbones.padding import SquarePadding, SquarePadFPN, fpn_from_config
 from nlnet_d2.backbones.vit import LAST, ViT
 from nlnet_d2.layers.norm import get_norm, norm_argument
 
@@ -166,18 +166,9 @@ def build_vit_simple_pyramid_backbone(cfg, input_shape: ShapeSpec) -> SimpleFeat
 
 
 @BACKBONE_REGISTRY.register()
-def build_vit_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
+def build_vit_fpn_backbone(cfg, input_shape: ShapeSpec) -> SquarePadFPN:
     """FPN on four maps of a ViT (arXiv 2111.11429); config keys as ``build_vit_simple_pyramid_backbone``."""
     depth = cfg.MODEL.VIT.DEPTH
     taps = [depth * quarter // 4 - 1 for quarter in (1, 2, 3)]
     net = ViT(cfg, input_shape, out_block_indexes=taps)
-    stages = ViTStages(net, in_features=[f"block{i}" for i in taps] + [LAST])
-    return SquarePadFPN(
-        bottom_up=stages,
-        in_features=list(stages.output_shape()),
-        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        norm=norm_argument(cfg.MODEL.FPN.NORM),
-        top_block=LastLevelMaxPool(),
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
-        square_pad=cfg.MODEL.FPN.SQUARE_PAD,
-    )
+    return fpn_from_config(cfg, ViTStages(net, in_features=[f"block{i}" for i in taps] + [LAST]))

@@ -48,11 +48,6 @@ def test_parity_with_detectron2(golden, name):
         compare("mvitv2_tiny", output, maps[output], tol=1e-4)
 
 
-def test_epsilon_everywhere(golden):
-    norms = [m for m in golden[0].modules() if isinstance(m, nn.LayerNorm)]
-    assert len(norms) == 7 * 5 + 4 and {m.eps for m in norms} == {1e-6}
-
-
 @pytest.mark.parametrize(
     "depths, parameters",
     [((1, 2, 5, 2), 23_405_664), ((1, 2, 11, 2), 34_102_560), ((2, 3, 16, 3), 50_705_088)],
@@ -137,17 +132,6 @@ def test_all_parameters_learn(expand_attn):
     assert not [n for n, p in net.named_parameters() if p.grad is None or not p.grad.any()]
 
 
-def test_activation_checkpointing_changes_no_gradient(golden):
-    gradients = []
-    for recompute in (False, True):
-        model = with_fpn(tiny(use_act_checkpoint=recompute, drop_path_rate=0.0)).train()
-        model.load_state_dict(golden[0].state_dict())
-        model(golden[1])["p2"].square().sum().backward()
-        gradients.append({n: p.grad for n, p in model.named_parameters()})
-    for name, expected in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], expected)
-
-
 def test_drop_path_grows_with_depth():
     rates = [b.drop_path.p for b in tiny(drop_path_rate=0.3).blocks]
     assert rates == pytest.approx([0.05 * i for i in range(7)])
@@ -161,31 +145,6 @@ def test_compiled(backend):
         expected = net(image)
         got = torch.compile(net, backend=backend, fullgraph=True)(image)
     for name in SCALES:
-        torch.testing.assert_close(got[name], expected[name], rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("train", [False, True])
-def test_mixed_precision(golden, train):
-    """Under autocast the maps stay as close as bfloat16 allows, and gradients are finite and in float32."""
-    model, image = golden
-    with torch.no_grad():
-        expected = model(image)
-    with torch.set_grad_enabled(train), torch.autocast("cpu", torch.bfloat16):
-        got = model(image)
-    for name in OUTPUTS:
-        error = (got[name].float() - expected[name]).abs().max() / expected[name].std()
-        assert error < 0.2, name
-    if train:
-        gradients = torch.autograd.grad(sum(v.float().sum() for v in got.values()), list(model.parameters()))
-        assert all(g.dtype == torch.float32 and g.isfinite().all() for g in gradients)
-
-
-def test_channels_last(golden):
-    model, image = golden
-    with torch.no_grad():
-        expected = model(image)
-        got = model(image.contiguous(memory_format=torch.channels_last))
-    for name in OUTPUTS:
         torch.testing.assert_close(got[name], expected[name], rtol=1e-4, atol=1e-4)
 
 
