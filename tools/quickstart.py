@@ -39,7 +39,7 @@ def demo(argv: list[str]) -> None:
     results = run(cfg, args)
     output = Path(cfg.OUTPUT_DIR)
     predictions = output / "inference" / "coco_instances_results.json"
-    draw_gallery(cfg.DATASETS.TEST[0], predictions, output / "predictions.png")
+    draw_gallery(cfg.DATASETS.TEST[0], predictions, output / "predictions.png", min_score=0.6)
     tasks = {"box": results["bbox"], "mask": results["segm"]}
     rows = [[name, *(metrics[key] for key in METRICS)] for name, metrics in tasks.items()]
     print(tabulate(rows, headers=(cfg.DATASETS.TEST[0], *METRICS), floatfmt=".1f"))
