@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 import torch
-from detectron2 import model_zoo
 from detectron2.config import CfgNode, configurable, get_cfg
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.layers import ShapeSpec
@@ -143,6 +142,8 @@ class FrozenDetector(nn.Module):
 
 def _detector_config(name: str) -> CfgNode:
     """The config of a detector: a name of Detectron2's model zoo, or a file with Detectron2's own keys."""
+    from detectron2 import model_zoo  # upstream's needs pkg_resources, which not every environment has
+
     cfg = get_cfg()
     with suppress(RuntimeError):  # not of the zoo
         name = model_zoo.get_config_file(name)
