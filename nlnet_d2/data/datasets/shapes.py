@@ -8,7 +8,6 @@ pictures.
 import json
 import logging
 import os
-import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,11 +17,11 @@ from pathlib import Path
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
-from iopath.common.file_io import file_lock
 from PIL import Image
 from tqdm import tqdm
 
 from nlnet_d2.data.datasets.coco import category_metadata
+from nlnet_d2.data.datasets.drawn_folder import draw_once
 
 logger = logging.getLogger(__name__)
 
@@ -99,18 +98,14 @@ def write_coco(
         draw: gives, for an index, a uint8 RGB image and its annotations: COCO's keys, without ids, and with
             ``form``, the name of the category.
     """
-    folder = folder.absolute()
-    with file_lock(str(folder)):
-        if folder.exists():
-            return folder
-        partial_folder = folder.with_name(folder.name + ".partial")  # a killed process may have left one
-        shutil.rmtree(partial_folder, ignore_errors=True)
-        (partial_folder / "images").mkdir(parents=True)
+
+    def fill(unfinished: Path) -> None:
         logger.info("Drawing %d images into %s (once)", count, folder)
-        content = _draw_all(partial_folder / "images", draw, count, categories)
-        (partial_folder / "annotations.json").write_text(json.dumps(content))
-        partial_folder.rename(folder)
-    return folder
+        (unfinished / "images").mkdir()
+        content = _draw_all(unfinished / "images", draw, count, categories)
+        (unfinished / "annotations.json").write_text(json.dumps(content))
+
+    return draw_once(folder, fill)
 
 
 def _draw_all(image_folder: Path, draw: Callable, count: int, categories: list[dict]) -> dict:
