@@ -40,6 +40,10 @@ class Placement:
         """The file's name of a parameter of the model, or None for what lies outside ``add``."""
         return self.strip + name.removeprefix(self.add) if name.startswith(self.add) else None
 
+    def stage(self, name: str) -> str:
+        """First part of a model's name below ``add``: "res4"."""
+        return name.removeprefix(self.add).split(".")[0]
+
 
 PLACEMENTS = (*(Placement(add=root) for root in ROOTS), *(Placement(strip=root) for root in ROOTS[1:]))
 

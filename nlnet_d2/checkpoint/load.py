@@ -61,8 +61,10 @@ def load_weights(
     except CheckpointError as error:
         raise CheckpointError(f"{where}: {error}") from error
     model.load_state_dict(conversion.state, strict=False)
-    logger.info("Loaded %s: %s", where, conversion.report)
-    return conversion.report
+    report = conversion.report
+    level = logging.WARNING if report.unexpected or report.mismatched else logging.INFO
+    logger.log(level, "Loaded %s: %s", where, report)
+    return report
 
 
 def require_backbone(conversion: Conversion, model: nn.Module, allow_missing: Collection[str]) -> None:
@@ -73,9 +75,8 @@ def require_backbone(conversion: Conversion, model: nn.Module, allow_missing: Co
     Raises:
         CheckpointError: the model would get some of the file's backbone, or some of its own would stay.
     """
-    report, placement = conversion.report, conversion.placement
-    has_heads = any(name.startswith("backbone.") for name in model.state_dict())
-    scope = "backbone." if has_heads else ""
+    report, placement, own = conversion.report, conversion.placement, list(model.state_dict())
+    scope = "backbone." if any(name.startswith("backbone.") for name in own) else ""
     found = [*report.used, *(m.name for m in report.mismatched)]
     new = [part for part in NEW_PARTS if not any(re.search(part, name) for name in found)]
 
@@ -92,8 +93,9 @@ def require_backbone(conversion: Conversion, model: nn.Module, allow_missing: Co
             f"{len(lacking)} tensors of the backbone are missing in the file, or have another shape there: "
             f"{grouped(lacking, ', ')}. {REMEDY}\n{report}"
         )
-    homeless = [placement.to_model(conversion.source.rename(name)) for name in report.unexpected]
-    if homeless := [name for name in homeless if concerns(name)]:
+    left = [placement.to_model(conversion.source.rename(name)) for name in report.unexpected]
+    stages = {placement.stage(name) for name in own}
+    if homeless := [name for name in left if concerns(name) and placement.stage(name) in stages]:
         raise CheckpointError(
             f"the file's backbone has {len(homeless)} tensors that the model's has not: "
             f"{grouped(homeless, ', ')}. Its depth, norm or blocks differ. {REMEDY}\n{report}"

@@ -10,6 +10,8 @@ from detectron2.modeling import build_model
 from deterministic import compare, golden_state_dict, make_input, make_state_dict, make_tensor, read_keys
 from safetensors.torch import save_file
 from tiny_run import arguments
+from torch.nn import functional as F
+from torchvision.models import resnet18
 
 import nlnet_d2
 from nlnet_d2.backbones.resnet import ContextResNet
@@ -29,6 +31,7 @@ from nlnet_d2.engine.trainer import Trainer
 GC = {"NAME": "GlobalContext", "AT": {"res3": "all", "res4": "all", "res5": "all"}, "POSITION": "after_conv3"}
 FIVE_BLOCKS = [{"NAME": "NonLocal", "AT": {"res3": [1, 3], "res4": [1, 3, 5]}, "SUBSAMPLE": [1, 2, 2]}]
 TORCHVISION = {"norm": "BN", "stride_in_1x1": False}
+R18 = {"depth": 18, "stride_in_1x1": False}
 NORM = {"s": "weight", "b": "bias", "rm": "running_mean", "riv": "running_var"}
 
 
@@ -329,18 +332,18 @@ def test_resnext_into_a_detector():
 
 def test_inflation_for_clips():
     """A clip that stands still gives what its frame gives."""
-    flat, deep = ContextResNet(**TORCHVISION, depth=50), ResNet3D(arch="i3d", depth=50)
-    load_weights(flat, golden_state_dict(read_keys("resnet50_keys")))
-    report = load_weights(deep, golden_state_dict(read_keys("resnet50_keys")))
-    assert_complete(report, "torchvision")
-    image = make_input((1, 3, 32, 32))
-    with torch.no_grad():
-        expected = flat.eval().stem.conv1(image)
-        found = deep.eval().stem.conv1(image[:, :, None].expand(-1, -1, 9, -1, -1))
-    assert torch.allclose(found[:, :, 4], expected, atol=1e-4)
-    pathways = SlowFast()
-    with pytest.raises(CheckpointError, match="have another shape there: slow.res2"):
-        load_weights(pathways, golden_state_dict(read_keys("resnet50_keys")))  # 80 channels enter res2
+    published = golden_state_dict(read_keys("resnet50_keys"))
+    conversion = convert(published, on_meta(ResNet3D, arch="i3d"))
+    assert_complete(conversion.report, "torchvision")
+    assert torch.equal(
+        conversion.state["res3.0.conv2.weight"], published["layer2.0.conv2.weight"][:, :, None]
+    )
+    image, kernel = make_input((1, 3, 16, 16)), conversion.state["stem.conv1.weight"]
+    assert kernel.shape == (64, 3, 5, 7, 7)
+    found = F.conv3d(image[:, :, None].expand(-1, -1, 5, -1, -1), kernel)[:, :, 0]
+    assert torch.allclose(found, F.conv2d(image, published["conv1.weight"]), atol=1e-4)
+    with pytest.raises(CheckpointError, match="have another shape there: slow.res2"):  # 80 channels enter it
+        report_of_start(on_meta(SlowFast), published)
 
 
 def mmdet_names(model, mmdet1):
@@ -468,16 +471,16 @@ def test_context_block_alone():
 def test_new_context_blocks_may_be_missing():
     """A file of ImageNet has none; they start as they are."""
     block = {"NAME": "NonLocal", "AT": {"res4": [-2]}}
-    model = ContextResNet(blocks=[block], **TORCHVISION)
-    report = load_weights(model, golden_state_dict(read_keys("resnet50_keys")))
-    assert report.missing and all(name.startswith("res4.4.after_add.0.") for name in report.missing)
+    model = ContextResNet(blocks=[block], norm="BN", **R18)
+    report = load_weights(model, resnet18().state_dict())
+    assert report.missing and all(name.startswith("res4.0.after_add.0.") for name in report.missing)
     half = {name: tensor for name, tensor in model.state_dict().items() if "after_add.0.g." not in name}
     with pytest.raises(
         CheckpointError, match=r"2 tensors .* missing in the file.* res4\.\*\.after_add\.\*\.g\.\*"
     ):
         load_weights(model, half)
     with pytest.raises(CheckpointError, match=r"that the model's has not: res4\.\*\.after_add"):
-        load_weights(ContextResNet(**TORCHVISION), model.state_dict())
+        load_weights(ContextResNet(norm="BN", **R18), model.state_dict())
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -500,17 +503,16 @@ def test_part_of_a_detector():
 
 
 def test_incomplete_backbone_is_refused_and_unchanged():
-    golden = golden_state_dict(read_keys("resnet50_keys"))
-    del golden["layer3.4.conv2.weight"]
-    golden["layer2.1.bn1.bias"] = torch.ones(3)
-    model = ContextResNet(**TORCHVISION)
+    published, model = resnet18().state_dict(), ContextResNet(norm="BN", **R18)
+    del published["layer3.1.conv2.weight"]
+    published["layer2.1.bn1.bias"] = torch.ones(3)
     before = model.stem.conv1.weight.clone()
     with pytest.raises(CheckpointError, match="2 tensors of the backbone are missing") as error:
-        load_weights(model, golden)
+        load_weights(model, published)
     assert "there: res4.*.conv2.*, res3.*.conv1.norm.*" in str(error.value)
     assert torch.equal(model.stem.conv1.weight, before)
-    report = load_weights(model, golden, allow_missing=["res4.4.conv2.weight", "res3.1.*"])
-    assert report.missing == ["res4.4.conv2.weight"]
+    report = load_weights(model, published, allow_missing=["res4.1.conv2.weight", "res3.1.*"])
+    assert report.missing == ["res4.1.conv2.weight"]
     assert [str(m) for m in report.mismatched] == ["res3.1.conv1.norm.bias (3,) -> (128,)"]
     with pytest.raises(CheckpointError, match="do not match: 2 tensors"):
         report.require_complete()
@@ -527,11 +529,13 @@ def test_other_classes_are_reported_not_refused():
 
 def test_batch_norm_weights_in_a_group_norm_model():
     """The scales would fit and mean something else."""
+    published, model = resnet18().state_dict(), on_meta(ContextResNet, norm="GN", **R18)
     with pytest.raises(CheckpointError, match=r"the model's has not: stem.conv1.norm.\*"):
-        load_weights(ContextResNet(norm="GN"), golden_state_dict(read_keys("resnet50_keys")))
-    group_norm = caffe2_blobs(ContextResNet(norm="GN"), norm="gn")
+        report_of_start(model, published)
+    own = on_meta(ContextResNet, norm="GN").state_dict()
+    group_norm = shapes({caffe2_name(k, norm="gn"): v.shape for k, v in own.items()})
     with pytest.raises(CheckpointError, match=r"there: stem.conv1.norm.\*"):
-        load_weights(ContextResNet(norm="BN"), group_norm, origin="caffe2-gn")
+        report_of_start(on_meta(ContextResNet, norm="BN"), group_norm)
 
 
 def test_a_deeper_network_is_another_one():
@@ -541,6 +545,13 @@ def test_a_deeper_network_is_another_one():
     with pytest.raises(CheckpointError, match="the file's backbone has .* depth, norm or blocks differ"):
         report_of_start(detector(overrides), deeper)
     report_of_start(detector(overrides), deeper, allow_missing=["backbone.bottom_up.res4.*"])
+
+
+def test_unknown_heads_of_a_classifier_are_reported(caplog):
+    state = resnet18().state_dict() | {"extra_head.weight": torch.ones(3)}
+    report = load_weights(ContextResNet(norm="BN", **R18), state)
+    assert report.unexpected == ["extra_head.weight"]
+    assert [record.levelname for record in caplog.records if "extra_head" in record.message] == ["WARNING"]
 
 
 def test_pyramid_and_heads_are_new_to_a_converted_backbone():
@@ -568,10 +579,11 @@ def test_what_fits_nothing():
 
 
 def test_numbers_that_are_not_finite():
-    state = ContextResNet(**TORCHVISION).state_dict()
+    model = ContextResNet(norm="BN", **R18)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state["res3.0.conv1.weight"][0, 0] = float("nan")
     with pytest.raises(CheckpointError, match="res3.0.conv1.weight is not finite"):
-        load_weights(ContextResNet(**TORCHVISION), state)
+        load_weights(model, state)
 
 
 def test_two_tensors_for_one_parameter():
@@ -600,10 +612,10 @@ def test_recognition_is_by_one_table_only():
 
 
 def test_report_is_a_table():
-    report = load_weights(ContextResNet(**TORCHVISION), golden_state_dict(read_keys("resnet50_keys")))
+    report = load_weights(ContextResNet(norm="BN", **R18), resnet18().state_dict())
     lines = str(report).splitlines()
     assert lines[0].startswith("weights of origin torchvision, trained with INPUT.FORMAT RGB")
-    assert re.match(r"used\s+265", lines[3]) and re.match(r"left out\s+2\s+classifier", lines[-1])
+    assert re.match(r"used\s+120", lines[3]) and re.match(r"left out\s+2\s+classifier", lines[-1])
 
 
 def test_the_config_may_allow_it(tiny_data, tmp_path):
