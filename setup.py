@@ -21,8 +21,8 @@ setup(
     packages=find_packages(include=("nlnet_d2", "nlnet_d2.*")),
     python_requires=">=3.10",
     install_requires=[
-        "torch>=2.4",
-        "torchvision>=0.19",
+        "torch>=2.5",
+        "torchvision>=0.20",
         "numpy>=1.26",
         "Pillow>=10",
         "pycocotools>=2.0.7",

@@ -6,6 +6,7 @@ under the same ``.pkl``).
 """
 
 import logging
+import math
 import mmap
 import zipfile
 from collections.abc import Mapping
@@ -106,7 +107,7 @@ def _check_npz(archive: zipfile.ZipFile) -> None:
                 (2, 0): np.lib.format.read_array_header_2_0,
             }
             shape, _, dtype = header[version](member)
-            declared = dtype.itemsize * torch.Size(shape).numel()
+            declared = dtype.itemsize * math.prod(shape)
             if declared != info.file_size - member.tell():
                 raise CheckpointError(f"refused: {info.filename} declares {declared} bytes, and has others")
 

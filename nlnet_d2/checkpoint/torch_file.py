@@ -7,6 +7,7 @@ global that is not listed here, and compares each declared storage with the byte
 
 import argparse
 import io
+import math
 import pickle
 import zipfile
 from pathlib import Path
@@ -51,7 +52,7 @@ class Placeholder:
 
 def _tensor(storage: Storage, offset: int, size: tuple, stride: tuple, *_: Any) -> Placeholder:
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    numel = torch.Size(size).numel()
+    numel = math.prod(size)
     inside = min((offset, *size, *stride)) >= 0 and (numel == 0 or last < storage.numel)
     if not inside or numel > storage.numel:
         raise CheckpointError(

@@ -168,7 +168,14 @@ def oversized():
     aliases = {f"a{i}": ones for i in range(100)}
     yield "one array of many names", pickle.dumps(aliases), "tensors take more than"
     yield "torch storage", torch_zip({"a": tensor_of(Declared(huge), (4,), (1,))}), "declares 4398046511104"
-    for size, stride in (((huge,), (1,)), ((huge,), (0,)), ((-4,), (1,)), ((4,), (-1,)), ((4, 4), (8, 1))):
+    for size, stride in (
+        ((huge,), (1,)),
+        ((huge,), (0,)),
+        ((-4,), (1,)),
+        ((4,), (-1,)),
+        ((4, 4), (8, 1)),
+        ((1 << 32, 1 << 32), (0, 0)),
+    ):
         content = torch_zip({"a": tensor_of(Declared(16), size, stride)})
         yield f"torch tensor {size} {stride}", content, "refused: a tensor of shape"
     both = {"a": tensor_of(Declared(4), (4,), (1,)), "b": tensor_of(Declared(16), (4,), (1,))}

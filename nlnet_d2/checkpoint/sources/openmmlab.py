@@ -70,7 +70,8 @@ MMDET1 = Source(
         (r"box_predictor\.bbox_pred\.", drop_background_boxes),
         (r"mask_head\.predictor\.", drop_background),
     ),
-    expects=f"{RGB}, MODEL.RESNETS.STRIDE_IN_1X1 False (caffe-style files: BGR, True)",
+    expects=f"{RGB}, MODEL.RESNETS.STRIDE_IN_1X1 False (caffe-style files: BGR, True), POOLER_TYPE ROIAlign, "
+    "POOLER_SAMPLING_RATIO 2; its boxes counted their last pixel, ours do not",
 )
 
 MMACTION = Source(
