@@ -28,14 +28,13 @@ class StopOnSignal(HookBase):
     An evaluation is cut short: there is no iteration to finish. After training the signals have their usual
     effect again. Further signals change nothing; SIGQUIT (Ctrl-\\) ends at once.
 
-    Stands after the periodic checkpointer and before the evaluation of every ``eval_period`` iterations.
+    Stands after the periodic checkpointer and before the evaluation, after which comes ``end_evaluation``.
     """
 
-    def __init__(self, eval_period: int):
-        self.eval_period = eval_period
+    def __init__(self):
         self._received: int | None = None
         self._step_is_complete = False
-        self._may_leave = False
+        self._evaluating = False
         self._previous = {}
 
     def before_train(self) -> None:
@@ -43,18 +42,20 @@ class StopOnSignal(HookBase):
             self._previous = {s: signal.signal(s, self._receive) for s in (signal.SIGTERM, signal.SIGINT)}
 
     def before_step(self) -> None:
-        self._step_is_complete = self._may_leave = False
+        self._step_is_complete = False
 
     def after_step(self) -> None:
-        done, alone = self.trainer.iter + 1, comm.get_world_size() == 1
         self._step_is_complete = True
-        # Other processes may wait for this one in the next iteration already; not while all evaluate.
-        self._may_leave = alone or (self.eval_period > 0 and done % self.eval_period == 0)
-        stop = self._received if alone else self.trainer.step.stop
-        if stop:
+        alone = comm.get_world_size() == 1
+        if self._received if alone else self.trainer.step.stop:
             self._received = self._received or signal.SIGTERM  # another process was told
-            if done < self.trainer.max_iter:
+            if self.trainer.iter + 1 < self.trainer.max_iter:
                 self._leave()
+        self._evaluating = True
+
+    def end_evaluation(self, trainer) -> None:
+        """From here to the end of the next iteration, other processes may wait for this one."""
+        self._evaluating = False
 
     def after_train(self) -> None:
         for number, handler in self._previous.items():
@@ -75,7 +76,7 @@ class StopOnSignal(HookBase):
         self._received = number
         self.trainer.step.stop_requested = True
         logger.info("%s: stopping after this iteration", signal.Signals(number).name)
-        if self._may_leave:
+        if self._evaluating:
             self._leave()
 
     def _leave(self) -> None:

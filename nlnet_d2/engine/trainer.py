@@ -114,12 +114,13 @@ class Trainer(DefaultTrainer):
     def build_hooks(self) -> list:
         found = [hook for hook in super().build_hooks() if hook is not None]
         at = next(i for i, hook in enumerate(found) if isinstance(hook, hooks.EvalHook))
-        found[at:at] = [StopOnSignal(self.cfg.TEST.EVAL_PERIOD)]
+        stop = StopOnSignal()
+        found[at : at + 1] = [stop, found[at], hooks.CallbackHook(after_step=stop.end_evaluation)]
         if comm.is_main_process():
             self._limit_checkpoints(found)
             if self.cfg.TEST.EVAL_PERIOD > 0 and self.cfg.DATASETS.TEST:
                 best = TrainingCheckpointer(self.checkpointer.model, self.cfg.OUTPUT_DIR, tag_last=False)
-                found.insert(at + 2, KeepBest(self.cfg.TEST.EVAL_PERIOD, best, self.cfg.TEST.BEST_METRIC))
+                found.insert(at + 3, KeepBest(self.cfg.TEST.EVAL_PERIOD, best, self.cfg.TEST.BEST_METRIC))
             if sys.stderr.isatty():
                 bar = ProgressBar(self.max_iter, self.cfg.SOLVER.IMS_PER_BATCH)
                 found.append(hooks.PeriodicWriter([bar], period=1))
