@@ -5,6 +5,7 @@ the file has, constant or not: the frame that ``ffmpeg -r FPS`` writes as number
 turns a damaged file into a shorter one without a word.
 """
 
+import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -42,6 +43,11 @@ class FrameFolder:
     num_frames: int
     width: int
     height: int
+
+    @property
+    def place(self) -> str:
+        """The folder."""
+        return os.path.dirname(self.prefix)
 
     def path(self, frame: int) -> str:
         """File of frame 0, 1, ..."""
@@ -89,6 +95,11 @@ class VideoFile:
     num_frames: int
     width: int
     height: int
+
+    @property
+    def place(self) -> str:
+        """The file."""
+        return self.path
 
     @classmethod
     def open(cls, path: str, fps: float) -> "VideoFile":

@@ -1,9 +1,11 @@
 """Which videos are in a folder: ``NAME.mp4`` (or another container), or ``NAME/`` with numbered frames."""
 
 import csv
+import json
 import os
 import re
 from collections.abc import Iterable
+from dataclasses import asdict
 from multiprocessing.pool import ThreadPool
 
 from tqdm import tqdm
@@ -17,6 +19,8 @@ VIDEO_SUFFIXES = {".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpe
 READERS = 8  # threads that open files
 _FRAME_NAME = re.compile(r"(?P<prefix>.*?)(?P<number>\d+)(?P<suffix>\.(?:jpe?g|png))", re.IGNORECASE)
 _FRAME_LIST_HEADER = ["original_vido_id", "video_id", "frame_id", "path", "labels"]  # spelt so in the wild
+
+INDEX_FILE = "video_index.json"  # in the folder: what was found in it last time
 
 Video = FrameFolder | VideoFile
 
@@ -41,7 +45,7 @@ def find_videos(
         )
         return {}
     present: dict[str, list[str]] = {}
-    with os.scandir(root) as entries:
+    with os.scandir(os.path.abspath(root)) as entries:
         for entry in entries:
             stem, suffix = os.path.splitext(entry.name)
             if entry.is_dir():
@@ -49,9 +53,15 @@ def find_videos(
             elif suffix.lower() in VIDEO_SUFFIXES:
                 present.setdefault(stem, []).append(entry.path)
 
-    names = list(names)
+    names, index = list(names), _read_index(root)
+
+    def look(name: str) -> Video | Finding:
+        paths = present.get(name, [])
+        known = index.get(_state(paths[0], fps)) if len(paths) == 1 else None
+        return known or _look(root, name, paths, fps)
+
     with ThreadPool(READERS) as pool:
-        looked = pool.imap(lambda name: _look(root, name, present.get(name, []), fps), names)
+        looked = pool.imap(look, names)
         looked = list(tqdm(looked, "videos", len(names), disable=None, delay=2))
     for problem in looked:
         if isinstance(problem, Finding):
@@ -70,6 +80,38 @@ def _look(root: str, name: str, paths: list[str], fps: float) -> Video | Finding
         return list_frames(paths[0]) if os.path.isdir(paths[0]) else VideoFile.open(paths[0], fps)
     except DataError as error:
         return Finding(root, item, "", *_unreadable(error))
+
+
+def write_index(root: str, videos: Iterable[Video], fps: float) -> str:
+    """Keep what is known of videos, so that they need not be opened again while they stay as they are.
+
+    Returns:
+        the path of the index, in the folder.
+    """
+    kinds = {FrameFolder: "frames", VideoFile: "file"}
+    entries = [{"state": _state(v.place, fps), "kind": kinds[type(v)], **asdict(v)} for v in videos]
+    path = os.path.join(root, INDEX_FILE)
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(entries, file, indent=0)
+    return path
+
+
+def _read_index(root: str) -> dict[str, Video]:
+    """State -> video; empty if there is no index."""
+    path, kinds = os.path.join(root, INDEX_FILE), {"frames": FrameFolder, "file": VideoFile}
+    try:
+        with open(path, encoding="utf-8") as file:
+            return {entry.pop("state"): kinds[entry.pop("kind")](**entry) for entry in json.load(file)}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: expected an index of videos, got {error!r}; delete it") from error
+
+
+def _state(path: str, fps: float) -> str:
+    """Changes when the video does, or the rate at which it is seen."""
+    stat = os.stat(path)
+    return f"{os.path.abspath(path)} {stat.st_size} {stat.st_mtime_ns} {fps}"
 
 
 def _unreadable(error: Exception) -> tuple[str, str, str]:

@@ -13,11 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from tabulate import tabulate
 
+from nlnet_d2.data.datasets.ava import ava_source
 from nlnet_d2.data.datasets.ava_files import (
     AvaTable,
     frame_keys,
@@ -189,7 +189,7 @@ class AvaEvaluator(DatasetEvaluator):
 
     def __init__(self, dataset_name: str, output_dir: str | None = None, protocol: str = "activitynet"):
         self._name = dataset_name
-        self._source = MetadataCatalog.get(dataset_name).source
+        self._source = ava_source(dataset_name)
         self._output_dir = output_dir
         self._protocol = protocol
         self._ids = list(read_label_map(self._source.label_map).names)

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 
-from nlnet_d2.data.datasets.ava import AvaSource
+from nlnet_d2.data.datasets.ava import AvaSource, register_ava
 from nlnet_d2.data.datasets.ava_files import AvaTable, read_ava_csv
 from nlnet_d2.data.datasets.label_map import LabelMap, read_label_map
 from nlnet_d2.data.errors import DataError
@@ -238,8 +238,9 @@ def dataset(tmp_path_factory) -> str:
         excluded=str(folder / "excluded.csv"),
         evaluated_label_map=str(folder / "map.pbtxt"),
     )
-    MetadataCatalog.get("ava_evaluator_test").set(source=source)
+    register_ava("ava_evaluator_test", source)
     yield "ava_evaluator_test"
+    DatasetCatalog.remove("ava_evaluator_test")
     MetadataCatalog.remove("ava_evaluator_test")
 
 
@@ -303,7 +304,7 @@ def test_evaluator_with_a_frame_without_boxes(dataset):
 
 def gather_in_process(rank: int, rendezvous: str, source: AvaSource, queue) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
-    MetadataCatalog.get("ava_evaluator_test").set(source=source)
+    register_ava("ava_evaluator_test", source)
     # One frame is predicted by both, as samplers do that pad their last batch.
     frames = slice(0, 7) if rank == 0 else slice(6, 12)
     queue.put((rank, fill(AvaEvaluator("ava_evaluator_test"), frames).evaluate()))

@@ -97,13 +97,24 @@ def register_ava_from_config(cfg: CfgNode) -> None:
         register_ava(entry["NAME"], AvaSource(**values))
 
 
-def action_names(name: str) -> list[str]:
-    """Classes of a registered data set, in the order of a model's scores.
+def ava_source(name: str) -> AvaSource:
+    """The files of a registered data set; an embedded one is drawn if it is not there.
 
     Raises:
-        DataError: its label map cannot be read.
+        DataError: no data set in AVA's format has this name, or it is not there.
     """
-    return list(read_label_map(MetadataCatalog.get(name).source.label_map).names.values())
+    known = [n for n in DatasetCatalog.list() if MetadataCatalog.get(n).get("evaluator_type") == "ava"]
+    if name not in known:
+        raise DataError(f"no data set in AVA's format is named {name!r}; there are {', '.join(known)}")
+    source = MetadataCatalog.get(name).source
+    if not os.path.exists(source.label_map):
+        DatasetCatalog.get(name)
+    return source
+
+
+def action_names(name: str) -> list[str]:
+    """Classes of a registered data set, in the order of a model's scores; errors as of ``ava_source``."""
+    return list(read_label_map(ava_source(name).label_map).names.values())
 
 
 @dataclass

@@ -10,7 +10,7 @@ append to it instead, leave the bad rows out, and go on.
 """
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -240,6 +240,28 @@ def _parse_row(columns: list[str], scored: bool) -> tuple:
     score = columns[7] if len(columns) == 8 and scored else 1.0
     box = tuple(float(c) for c in columns[2:6])
     return video, second, box, float(action) if action else NO_ACTION, float(score)
+
+
+def write_people(path: str | Path, people: Mapping[str, np.ndarray], source: str = "people") -> int:
+    """Write mmaction2's people, "video,second" -> (N, 5) x1, y1, x2, y2, score, as a CSV; returns how many.
+
+    Raises:
+        DataError: a key or an array of another form.
+    """
+    lines = []
+    for key, boxes in people.items():
+        video, _, second = key.rpartition(",")
+        if not video or not second.isdecimal() or boxes.ndim != 2 or boxes.shape[1] != 5:
+            expected = '"video,second" -> (N, 5) array x1, y1, x2, y2, score'
+            got = f"{tuple(boxes.shape)}"
+            raise DataError(
+                str(Finding(source, repr(key), "", expected, got, "name a file of person proposals"))
+            )
+        lines += [
+            f"{key},{x1:.6f},{y1:.6f},{x2:.6f},{y2:.6f},,{score:.6f}\n" for x1, y1, x2, y2, score in boxes
+        ]
+    Path(path).write_text("".join(lines), encoding="utf-8")
+    return len(lines)
 
 
 def write_detections(path: str | Path, table: AvaTable) -> None:
