@@ -8,6 +8,7 @@ python tools/convert_checkpoint.py --list-origins
 """
 
 import argparse
+import re
 import sys
 
 from tabulate import tabulate
@@ -57,11 +58,16 @@ def origins() -> str:
     """The tables of ``checkpoint/sources`` in one table."""
     rows = []
     for source in SOURCES.values():
-        reasons = "; ".join(dict.fromkeys(reason for _, reason in source.drops))
-        marks = " and ".join(f"`{pattern}`" for pattern, _ in source.marks).replace("|", "\\|")
-        rows.append((source.name, source.files, marks, reasons, source.expects))
-    headers = ("origin", "files", "recognised by", "left out", "trained with")
-    return tabulate(rows, headers=headers, tablefmt="github")
+        marks = [
+            f"`{pattern}`" + (f" of {ndim} dimensions" if ndim else "") for pattern, ndim in source.marks
+        ]
+        marks += [f"no `{pattern}`" for pattern in source.absent]
+        drops = [f"`{pattern}`: {reason}" for pattern, reason in source.drops]
+        row = (source.name, source.files, ", ".join(marks), "; ".join(drops), source.expects)
+        rows.append([cell.replace("|", "\\|") for cell in row])
+    headers = ("origin", "files", "recognised by names", "left out", "trained with")
+    table = tabulate(rows, headers=headers, tablefmt="pipe")
+    return re.sub(r" {2,}|(?<=-)-+", lambda run: run[0][:1], table)
 
 
 def convert_file(args: argparse.Namespace) -> None:

@@ -91,6 +91,8 @@ def test_list_of_origins(capsys):
     assert convert_checkpoint.main(["--list-origins"]) == 0
     printed = capsys.readouterr().out
     assert [line.split()[1] for line in printed.splitlines()[2:]] == list(SOURCES)
+    document = ROOT / "nlnet_d2/checkpoint/sources/README.md"
+    assert printed in document.read_text(), "write the table anew: tools/convert_checkpoint.py --list-origins"
 
 
 def test_arguments_are_needed(capsys):
