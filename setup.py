@@ -14,15 +14,15 @@ DEV = ["pytest>=8", "ruff>=0.9"]
 setup(
     name="nlnet_d2",
     version=VERSION,
-    description="Long-range context, normalisation, transformer backbones and action detection for Detectron2",
+    description="Long-range context, transformer backbones and action detection for Detectron2",
     long_description=(ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=("nlnet_d2", "nlnet_d2.*")),
     python_requires=">=3.10",
     install_requires=[
-        "torch>=2.5",
-        "torchvision>=0.20",
+        "torch>=2.4",
+        "torchvision>=0.19",
         "numpy>=1.26",
         "Pillow>=10",
         "pycocotools>=2.0.7",
