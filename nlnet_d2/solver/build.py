@@ -9,7 +9,10 @@ from nlnet_d2.solver.param_groups import parameter_groups
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """SGD or AdamW by ``SOLVER.OPTIMIZER``, with Detectron2's gradient clipping.
+    """SGD or AdamW by ``SOLVER.OPTIMIZER``, with gradient clipping.
+
+    CLIP_TYPE ``full_model`` clips by the norm of all gradients together; Detectron2's own types, ``value``
+    and ``norm``, look at each parameter alone.
 
     Raises:
         ValueError: an optimizer of another name, or see ``param_groups.layer_numbers``.
@@ -31,4 +34,19 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         optimizer = torch.optim.AdamW(groups, solver.BASE_LR)
     else:
         raise ValueError(f"SOLVER.OPTIMIZER is SGD or AdamW, got {solver.OPTIMIZER!r}")
+    clip = solver.CLIP_GRADIENTS
+    if clip.ENABLED and clip.CLIP_TYPE == "full_model":
+        return _clip_together(optimizer, clip.CLIP_VALUE, clip.NORM_TYPE)
     return maybe_add_gradient_clipping(cfg, optimizer)
+
+
+def _clip_together(
+    optimizer: torch.optim.Optimizer, max_norm: float, norm_type: float
+) -> torch.optim.Optimizer:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def clip(*_) -> None:
+        nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
+
+    optimizer.register_step_pre_hook(clip)  # a loss scale has been taken out by then
+    return optimizer

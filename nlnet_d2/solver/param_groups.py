@@ -50,8 +50,8 @@ def parameter_groups(
         norm_decay, bias_decay: weight decay of normalisation layers and of biases; None for ``weight_decay``.
         bias_lr_factor: learning rate of biases relative to weights.
         no_decay: last names of parameters that are not decayed, such as "pos_embed".
-        layer_decay: the learning rate of a layer relative to that of the next (arXiv 2003.10555; ViTDet: B 0.7,
-            L 0.8, H 0.9).
+        layer_decay: the learning rate of a layer relative to that of the next (arXiv 2003.10555; ViTDet:
+            B 0.7, L 0.8, H 0.9).
 
     Returns:
         Dicts of ``params``, ``lr`` and ``weight_decay``.

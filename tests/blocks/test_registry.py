@@ -71,6 +71,17 @@ def test_empty_batch(name):
     assert out.shape == x.shape
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_trace_holds_for_other_sizes(name):
+    block = build(name).eval()
+    for value in block.parameters():
+        torch.nn.init.normal_(value, std=0.3)
+    trace, x = torch.jit.trace(block, torch.randn(1, 64, 5, 6)), torch.randn(2, 64, 7, 9)
+    with torch.no_grad():
+        torch.testing.assert_close(trace(x), block(x))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_state_dict_restores_the_block(name):
     block, other = build(name).eval(), BLOCKS.get(name)(64).eval()

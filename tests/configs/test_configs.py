@@ -158,8 +158,8 @@ def shrink(cfg: CfgNode) -> CfgNode:
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 20
     cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 16
-    if cfg.MODEL.FPN.SQUARE_PAD:
-        cfg.MODEL.FPN.SQUARE_PAD = cfg.MODEL.VIT.IMG_SIZE = 128
+    if cfg.MODEL.FPN.SQUARE_PAD > 256:
+        cfg.MODEL.FPN.SQUARE_PAD = cfg.MODEL.VIT.IMG_SIZE = 256
     return cfg
 
 

@@ -154,6 +154,20 @@ def test_gradient_clipping():
     )
 
 
+def test_gradient_clipping_of_the_full_model():
+    """By one norm: the proportions between the gradients of different layers stay."""
+    cfg = config("SOLVER.OPTIMIZER", "SGD", "SOLVER.LAYER_DECAY", 1.0, "SOLVER.MOMENTUM", 0.0)
+    cfg.merge_from_list(["SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 5.0])
+    cfg.merge_from_list(["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "full_model", "SOLVER.WEIGHT_DECAY", 0.0])
+    model = nn.ModuleList([nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)])
+    before = torch.cat([p.detach().flatten() for p in model.parameters()])
+    optimizer = build_optimizer(cfg, model)
+    (model[0].weight * 30 + model[1].weight * 40).sum().backward()
+    optimizer.step()
+    change = before - torch.cat([p.detach().flatten() for p in model.parameters()])
+    torch.testing.assert_close(change / cfg.SOLVER.BASE_LR, torch.tensor([3.0, 4.0]), rtol=1e-3, atol=0)
+
+
 @pytest.mark.parametrize("name", ["WarmupMultiStepLR", "WarmupCosineLR"])
 def test_schedules_keep_the_ratios(model, name):
     """Stock schedules scale all groups alike, warm-up included."""
