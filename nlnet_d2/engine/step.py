@@ -11,6 +11,7 @@ from torch import distributed as dist
 from torch import nn
 
 from nlnet_d2.engine.errors import Diverged
+from nlnet_d2.engine.loader import TrainLoader
 
 
 class TrainStep(SimpleTrainer):
@@ -55,6 +56,11 @@ class TrainStep(SimpleTrainer):
         self._report(losses, batch)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+
+    def close(self) -> None:
+        """Let the loader's processes go, or the end of the interpreter waits for them (see loader.GRACE)."""
+        if isinstance(self.data_loader, TrainLoader):
+            self._data_loader_iter.close()
 
     def state_dict(self) -> dict:
         return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}

@@ -94,7 +94,10 @@ class Trainer(DefaultTrainer):
         """Train to the end; returns the metrics of the last evaluation."""
         if isinstance(self.data_loader, TrainLoader):
             self.data_loader.seed, self.data_loader.start_iter = self.seed, self.start_iter
-        super().train()
+        try:
+            super().train()
+        finally:
+            self.step.close()
         return getattr(self, "_last_eval_results", None)
 
     def state_dict(self) -> dict:

@@ -1,4 +1,5 @@
 import itertools
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -14,8 +15,8 @@ def jitter(record):
     return {**record, "drawn": float(np.random.rand())}
 
 
-def batches(count, *, start=0, workers=0, seed=4, grouped=True):
-    loader = TrainLoader(
+def make_loader(workers=0, grouped=True):
+    return TrainLoader(
         RECORDS,
         jitter,
         lambda seed: TrainingSampler(len(RECORDS), seed=seed),
@@ -23,6 +24,10 @@ def batches(count, *, start=0, workers=0, seed=4, grouped=True):
         num_workers=workers,
         group_by_aspect=grouped,
     )
+
+
+def batches(count, *, start=0, workers=0, seed=4, grouped=True):
+    loader = make_loader(workers, grouped)
     loader.seed, loader.start_iter = seed, start
     return list(itertools.islice(loader, count))
 
@@ -56,3 +61,11 @@ def test_loading_does_not_touch_the_global_generators():
     np.random.seed(0)
     batches(3)
     assert np.random.rand() == expected
+
+
+def test_closing_the_stream_ends_its_processes():
+    stream = iter(make_loader(workers=2))
+    next(stream)
+    assert len(multiprocessing.active_children()) == 2
+    stream.close()
+    assert not multiprocessing.active_children()
