@@ -27,8 +27,8 @@ RULE = (
     "1 multiply-add = 1 FLOP. Counted: convolutions, linear layers and matrix products, those of attention "
     "included. Not counted: normalisation, activation functions, softmax, pooling, resizing, RoIAlign, "
     f"post-processing. One image, with {BOXES} boxes in the box heads and {DETECTIONS} in the mask and "
-    "keypoint heads; or one clip with one box. Frozen batch normalisation has no parameters, other frozen "
-    "layers have. backbone_params is without the feature pyramid."
+    "keypoint heads; or one clip with one given box. Frozen batch normalisation has no parameters, other "
+    "frozen layers have. backbone_params is without the feature pyramid."
 )
 SOFTMAX = torch.ops.aten._softmax
 DEFORM_CONV = torch.ops.torchvision.deform_conv2d
