@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from tabulate import tabulate
 from tqdm import tqdm
 
@@ -47,7 +48,7 @@ def check_ava(source: AvaSource, decode: bool = False) -> tuple[list[VideoSummar
             place = source.videos, f"video {name}", ""
             findings.append(Finding(*place, "readable frames", "one that is not", problem))
         acting = sum(int(record["actions"].any(axis=1).sum()) for record in records)
-        detected = sum(int(record["detected"].sum()) for record in records)
+        detected = sum(int((~np.isnan(record["scores"])).sum()) for record in records)
         videos.append(VideoSummary(name, video, len(records), acting, detected, not problem))
     return videos, findings
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from math import floor
+from math import ceil, floor, inf
 
 import numpy as np
 from PIL import Image
@@ -25,7 +25,7 @@ except ImportError:  # only videos need it, not folders of frames
 
 # How far before the wanted frame decoding starts, in seconds: at the nearest key frame, and, where that turns
 # out to lie behind it (open groups of pictures, coarse indices), further back.
-LEADS = (0.0, 5.0, 60.0, float("inf"))
+LEADS = (0.0, 5.0, 60.0, inf)
 MISSING_END = 0.5  # seconds by which a file may be shorter than its header says
 
 
@@ -153,23 +153,25 @@ class VideoFile:
 
     def _decode_from(self, container, stream, k: int) -> Iterator[tuple[int, "av.VideoFrame"]]:
         """(slot, frame) from what is shown at k / fps, or before, on; a frame is shown from its slot on."""
-        start = stream.start_time or 0
+        start, ticks_per_slot = stream.start_time or 0, 1 / (stream.time_base * Fraction(self.fps))
+        latest = ceil((k + Fraction(1, 2)) * ticks_per_slot) - 1  # of the ticks that round to slot k
         for lead in LEADS:
-            seconds = max(0.0, (k - 1) / self.fps - lead)  # one earlier, because slots are rounded
-            container.seek(start + floor(seconds / stream.time_base), stream=stream)
-            frames = _decoded(container, stream, from_start=seconds == 0)
-            slots = ((self._slot(frame, start, stream), frame) for frame in frames)
+            ticks = max(0, latest - floor(lead / stream.time_base)) if lead < inf else 0
+            container.seek(start + ticks, stream=stream)
+            frames = _decoded(container, stream, from_start=ticks == 0)
+            slots = ((self._slot(frame, start, ticks_per_slot), frame) for frame in frames)
             first = next(slots, None)
-            if first is not None and (first[0] <= k or seconds == 0):
+            if first is not None and (first[0] <= k or ticks == 0):
                 yield first
                 yield from slots
                 return
         raise DataError(f"{self.path}: nothing can be decoded at {k / self.fps:.2f} s; rewrite the file")
 
-    def _slot(self, frame: "av.VideoFrame", start: int, stream) -> int:
+    def _slot(self, frame: "av.VideoFrame", start: int, ticks_per_slot: Fraction) -> int:
         if frame.pts is None:
             raise DataError(f"{self.path}: frames without time stamps; rewrite it: ffmpeg -i OLD NEW.mp4")
-        return floor((frame.pts - start) * stream.time_base * Fraction(self.fps) + Fraction(1, 2))
+        ticks, slots = ticks_per_slot.as_integer_ratio()
+        return (2 * (frame.pts - start) * slots + ticks) // (2 * ticks)  # rounded, halves up
 
 
 @contextmanager
@@ -182,6 +184,7 @@ def _opened(path: str) -> Iterator[tuple]:
             if not container.streams.video:
                 raise DataError(f"{path}: there is no picture in this file")
             stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1  # loader processes share the cores already
             # Otherwise FFmpeg paints over what is damaged, and nobody learns of it.
             stream.codec_context.options = {"err_detect": "explode"}
             yield container, stream

@@ -72,8 +72,8 @@ def test_records(source, videos):
     first = records[0]
     np.testing.assert_allclose(first["boxes"], [[0.1, 0.1, 0.5, 0.9], [0.5, 0.1, 0.9, 0.9]])
     assert first["actions"].tolist() == [[1, 0, 1], [0, 1, 0]], "columns in the order of the label map"
-    assert first["box_scores"].tolist() == [1, 1]
-    assert first["detected"].tolist() == [False, False]
+    assert np.isnan(first["scores"]).all()
+    assert first["annotated"].tolist() == [True, True]
     assert first["video"] == VideoFile(str(videos / "a.mp4"), 20.0, 60, *SIZE)
     assert isinstance(records[2]["video"], FrameFolder)
     assert (records[2]["width"], records[2]["height"]) == SIZE
@@ -88,8 +88,8 @@ def test_detected_people(source, tmp_path):
     )
     records = load_ava(replace(source, boxes=(str(boxes),)))
     first, second = records[:2]
-    assert first["detected"].tolist() == [True, False, True]
-    np.testing.assert_allclose(first["box_scores"], [1, 1, 0.7])
+    assert first["annotated"].tolist() == [True, True, False]
+    np.testing.assert_allclose(first["scores"], [0.95, np.nan, 0.7], rtol=1e-6)
     assert first["actions"].tolist() == [[1, 0, 1], [0, 1, 0], [0, 0, 0]]
     assert (second["second"], second["actions"].tolist()) == (11, [[0, 1, 0]])
 
@@ -197,53 +197,58 @@ def test_no_folder(source):
 # --- which people ---
 
 
-def record(scores, detected) -> dict:
+def record(annotated, scores) -> dict:
     count = len(scores)
     return {
         "boxes": np.tile(np.float32([0, 0, 0.5, 0.5]), (count, 1)),
-        "box_scores": np.array(scores, np.float32),
-        "detected": np.array(detected, bool),
+        "annotated": np.array(annotated, bool),
+        "scores": np.array(scores, np.float32),
         "actions": np.ones((count, 3), np.uint8),
     }
 
 
-ANNOTATED_AND_DETECTED = record([1, 0.9, 0.5], [False, True, True])
+ANNOTATED_AND_DETECTED = record([True, False, False, True], [np.nan, 0.9, 0.5, 0.1])
 
 
 @pytest.mark.parametrize(
     "is_train, min_score, expected",
-    [(True, 0.8, [1, 0.9]), (True, 0.4, [1, 0.9, 0.5]), (False, 0.8, [0.9]), (False, 0.4, [0.9, 0.5])],
+    [
+        (True, 0.8, [np.nan, 0.9, 0.1]),
+        (True, 0.4, [np.nan, 0.9, 0.5, 0.1]),
+        (False, 0.8, [0.9]),
+        (False, 0.4, [0.9, 0.5]),
+    ],
 )
 def test_people_of_training_and_test(is_train, min_score, expected):
     (selected,) = select_people([ANNOTATED_AND_DETECTED], is_train, min_score)
-    np.testing.assert_allclose(selected["box_scores"], expected)
+    np.testing.assert_allclose(selected["scores"], expected, rtol=1e-6)
     assert len(selected["boxes"]) == len(selected["actions"]) == len(expected)
 
 
 def test_annotated_people_are_tested_where_none_were_detected_at_all():
-    annotated = record([1, 1], [False, False])
+    annotated = record([True, True], [np.nan, np.nan])
     assert len(select_people([annotated], False, 0.8)[0]["boxes"]) == 2
     both = select_people([annotated, ANNOTATED_AND_DETECTED], False, 0.8)
     assert len(both) == 1, "with detections in the data set, a frame without them has no people"
 
 
 def test_frames_without_people(caplog):
-    weak, empty = record([0.3, 0.6], [True, True]), record([], [])
+    weak, empty = record([False, False], [0.3, 0.6]), record([], [])
     data = [ANNOTATED_AND_DETECTED, weak, empty]
     with caplog.at_level(logging.INFO):
         assert len(select_people(data, False, 0.8, "drop")) == 1
     assert "1 of 3 key frames are used" in caplog.text
     best = select_people(data, False, 0.8, "best")
-    assert [r["box_scores"].tolist() for r in best[1:]] == [[np.float32(0.6)]]
+    assert [r["scores"].tolist() for r in best[1:]] == [[np.float32(0.6)]]
     frame = select_people(data, False, 0.8, "frame")[2]
     assert frame["boxes"].tolist() == [[0, 0, 1, 1]]
     assert not frame["actions"].any()
-    assert weak["box_scores"].shape == (2,), "the records themselves stay as they are"
+    assert weak["scores"].shape == (2,), "the records themselves stay as they are"
 
 
 def test_no_people_anywhere():
     with pytest.raises(DataError, match="none of 1 key frames has a person with a score of 0.8"):
-        select_people([record([0.1], [True])], False, 0.8)
+        select_people([record([False], [0.1])], False, 0.8)
     with pytest.raises(ValueError, match="unknown 'skip'"):
         select_people([ANNOTATED_AND_DETECTED], False, 0.8, "skip")
 

@@ -1,14 +1,14 @@
 """Data sets in AVA's format: AVA v2.1 and v2.2, and one's own: a CSV, a label map and a folder of videos.
 
 A record is one key frame: ``video_id``, ``second``, ``video`` (what reads its frames), ``key_frame`` (index),
-``width`` and ``height`` in pixels, and its people: ``boxes`` (B, 4) float32 XYXY in 0..1, ``box_scores`` (B,)
-of a detector, 1 for annotated ones, ``detected`` (B,) bool, ``actions`` (B, K) uint8, multi-hot in the order
-of the label map. ``select_people`` then decides which people a model is trained on or tested with.
+``width`` and ``height`` in pixels, and its people: ``boxes`` (B, 4) float32 XYXY in 0..1, ``annotated`` (B,)
+bool, ``scores`` (B,) of a detector, NaN for people it did not find, ``actions`` (B, K) uint8, multi-hot in
+the order of the label map. ``select_people`` then decides whom a model is trained on or tested with.
 """
 
 import logging
+import math
 import os
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -27,11 +27,12 @@ from nlnet_d2.data.datasets.ava_files import (
 )
 from nlnet_d2.data.datasets.label_map import read_label_map
 from nlnet_d2.data.errors import DataError, Finding
-from nlnet_d2.data.video_folder import find_videos, read_frame_list
+from nlnet_d2.data.video_folder import Video, find_videos, read_frame_list
 
 logger = logging.getLogger(__name__)
 
 WITHOUT_PEOPLE = ("drop", "best", "frame")
+_OF_PEOPLE = ("boxes", "annotated", "scores", "actions")  # keys of a record with an entry per person
 _DECIMALS = 4  # boxes that agree to so many are the same person, "0.1" or "0.100"
 
 
@@ -119,9 +120,8 @@ def action_names(name: str) -> list[str]:
 
 @dataclass
 class _Person:
-    box: tuple[float, ...]
-    score: float
-    detected: bool
+    annotated: bool = False
+    score: float = math.nan
     actions: set[int] = field(default_factory=set)
 
 
@@ -147,12 +147,12 @@ def load_ava(source: AvaSource, findings: list[Finding] | None = None) -> list[d
     frames: dict[tuple[str, float], dict[tuple, _Person]] = {}
     for table in (annotations, *detections):
         rows = _usable_rows(table, columns, videos, source, findings)
-        _add_people(frames, table, rows, detected=table is not annotations)
+        _add_people(frames, table, rows, annotated=table is annotations)
     for frame in _excluded(source, findings):
         frames.pop(frame, None)
     return [
-        _record(frame, list(people.values()), videos, columns, source)
-        for frame, people in sorted(frames.items())
+        _record(name, second, people, videos[name], columns, source)
+        for (name, second), people in sorted(frames.items())
     ]
 
 
@@ -172,35 +172,25 @@ def _require_same_videos(table: AvaTable, annotations: AvaTable, findings: list[
 
 def _usable_rows(table: AvaTable, columns: dict, videos: dict, source: AvaSource, findings) -> np.ndarray:
     """Rows that can be trained on; the others are reported, or counted where that is no error."""
-    box = table.box[table.row_box]
-    x1, y1, x2, y2 = box.T
-    empty = np.isnan(x1)
+    x1, y1, x2, y2 = table.box[table.row_box].T
     has_video = np.array([name in videos for name in table.videos], bool)[table.video[table.row_box]]
-    rules = (
-        (
-            np.isin(table.action, [*columns, NO_ACTION]),
-            (
-                "action",
-                f"an id of {source.label_map}",
-                "name the label map of all classes, or correct the row",
-            ),
-        ),
-        ((x2 >= x1) & (y2 >= y1) | empty, ("box", "x1 <= x2 and y1 <= y2", "correct or remove the row")),
-        (
-            ~has_video | _inside_video(table, videos, source)[table.row_box],
-            ("second", "a time inside the video", "correct the row, or start_second and fps of the data set"),
-        ),
-    )
-    for good, words in rules:
+    known = np.isin(table.action, [*columns, NO_ACTION])
+    ordered = (x2 >= x1) & (y2 >= y1) | np.isnan(x1)
+    inside = ~has_video | _inside_video(table, videos, source)[table.row_box]
+    change = "correct or remove the row"
+    for good, key, expected, remedy in (
+        (known, "action", f"an id of {source.label_map}", f"name the label map of all classes, or {change}"),
+        (ordered, "box", "x1 <= x2 and y1 <= y2", change),
+        (inside, "second", "a time inside the video", f"correct start_second and fps, or {change}"),
+    ):
         for row in np.flatnonzero(~good):
-            report(table.finding(row, *words), findings)
+            report(table.finding(row, key, expected, remedy), findings)
     flat = (x2 == x1) | (y2 == y1)
     if flat.any():
         line = table.line[np.argmax(flat)]
-        logger.warning(
-            "%s: %d boxes without area are left out, first in line %d", table.source, flat.sum(), line
-        )
-    return np.flatnonzero(np.logical_and.reduce([good for good, _ in rules]) & has_video & ~flat)
+        count = int(flat.sum())
+        logger.warning("%s: %d boxes without area are left out, first in line %d", table.source, count, line)
+    return np.flatnonzero(known & ordered & inside & has_video & ~flat)
 
 
 def _inside_video(table: AvaTable, videos: dict, source: AvaSource) -> np.ndarray:
@@ -210,7 +200,7 @@ def _inside_video(table: AvaTable, videos: dict, source: AvaSource) -> np.ndarra
     return (keys >= 0) & (keys < lengths[table.video]) if len(keys) else np.zeros(0, bool)
 
 
-def _add_people(frames: dict, table: AvaTable, rows: np.ndarray, detected: bool) -> None:
+def _add_people(frames: dict, table: AvaTable, rows: np.ndarray, annotated: bool) -> None:
     """Merge rows into ``frames``: equal boxes of a frame are one person, with the actions of all."""
     boxes = table.box.clip(0, 1).round(_DECIMALS).tolist()
     actions, scores = table.action.tolist(), table.score.tolist()
@@ -220,8 +210,11 @@ def _add_people(frames: dict, table: AvaTable, rows: np.ndarray, detected: bool)
         corners = tuple(boxes[box])
         if np.isnan(corners[0]):  # a frame listed without boxes
             continue
-        person = people.setdefault(corners, _Person(corners, scores[row], detected))
-        person.detected |= detected
+        person = people.setdefault(corners, _Person())
+        if annotated:
+            person.annotated = True
+        else:
+            person.score = scores[row]
         if actions[row] != NO_ACTION:
             person.actions.add(actions[row])
 
@@ -233,10 +226,9 @@ def _excluded(source: AvaSource, findings: list[Finding] | None) -> Iterable[tup
     return [(table.videos[v], s) for v, s in zip(table.video.tolist(), table.second.tolist(), strict=True)]
 
 
-def _record(frame: tuple[str, float], people: list[_Person], videos: dict, columns: dict, source) -> dict:
-    (name, second), video = frame, videos[frame[0]]
+def _record(name: str, second: float, people: dict, video: Video, columns: dict, source: AvaSource) -> dict:
     actions = np.zeros((len(people), len(columns)), np.uint8)
-    for row, person in zip(actions, people, strict=True):
+    for row, person in zip(actions, people.values(), strict=True):
         row[[columns[action] for action in person.actions]] = 1
     return {
         "video_id": name,
@@ -245,9 +237,9 @@ def _record(frame: tuple[str, float], people: list[_Person], videos: dict, colum
         "key_frame": key_frame_index(second, source.start_second, source.fps),
         "width": video.width,
         "height": video.height,
-        "boxes": np.array([p.box for p in people], np.float32).reshape(-1, 4),
-        "box_scores": np.array([p.score for p in people], np.float32),
-        "detected": np.array([p.detected for p in people], bool),
+        "boxes": np.array(list(people), np.float32).reshape(-1, 4),
+        "annotated": np.array([p.annotated for p in people.values()], bool),
+        "scores": np.array([p.score for p in people.values()], np.float32),
         "actions": actions,
     }
 
@@ -261,7 +253,7 @@ def select_people(
     ones where nobody was detected in the whole data set.
 
     Args:
-        min_score: of people; annotated ones have 1.
+        min_score: of a detected person; annotated ones need none.
         without_people: what to do with a frame that is left without people: ``drop`` it (PySlowFast), keep
             the ``best`` one (mmaction2) and drop the frame if there is none, or take the whole ``frame`` as a
             person without actions if there is none.
@@ -272,32 +264,30 @@ def select_people(
     """
     if without_people not in WITHOUT_PEOPLE:
         raise ValueError(f"unknown {without_people!r}: expected one of {', '.join(WITHOUT_PEOPLE)}")
-    only_detected = not is_train and any(record["detected"].any() for record in records)
-    selected, counts = [], Counter()
+    with_annotated = is_train or all(np.isnan(record["scores"]).all() for record in records)
+    selected = []
     for record in records:
-        candidates = record["detected"] if only_detected else np.ones(len(record["boxes"]), bool)
-        used = candidates & (record["box_scores"] >= min_score)
-        if not used.any() and candidates.any() and without_people != "drop":
-            used[np.argmax(np.where(candidates, record["box_scores"], -1))] = True
-        people = {key: record[key][used] for key in ("boxes", "box_scores", "detected", "actions")}
-        if not used.any():
-            counts["frames without people"] += 1
-            if without_people != "frame":
-                continue
-            people = _whole_frame(record)
-        counts["people"] += len(people["boxes"])
-        selected.append(record | people)
+        used = record["scores"] >= min_score
+        if with_annotated:
+            used |= record["annotated"]
+        if not used.any() and without_people != "drop" and not np.isnan(record["scores"]).all():
+            used[np.nanargmax(record["scores"])] = True
+        if used.any():
+            selected.append(record | {key: record[key][used] for key in _OF_PEOPLE})
+        elif without_people == "frame":
+            selected.append(record | _whole_frame(record))
     if not selected:
         raise DataError(f"none of {len(records)} key frames has a person with a score of {min_score} or more")
-    logger.info("%d of %d key frames are used: %s", len(selected), len(records), dict(counts))
+    people = sum(len(record["boxes"]) for record in selected)
+    logger.info("%d of %d key frames are used, with %d people", len(selected), len(records), people)
     return selected
 
 
 def _whole_frame(record: dict) -> dict:
     return {
         "boxes": np.array([[0, 0, 1, 1]], np.float32),
-        "box_scores": np.zeros(1, np.float32),
-        "detected": np.zeros(1, bool),
+        "annotated": np.zeros(1, bool),
+        "scores": np.zeros(1, np.float32),
         "actions": np.zeros((1, record["actions"].shape[1]), np.uint8),
     }
 
