@@ -70,7 +70,8 @@ def load_weights(
 def require_backbone(conversion: Conversion, model: nn.Module, allow_missing: Collection[str]) -> None:
     """See that the model's backbone is the file's.
 
-    Heads may differ (other classes). A part of ``NEW_PARTS`` may be missing as a whole: it is then new.
+    Heads may differ (other classes). A part of ``NEW_PARTS`` may be missing as a whole, and is then new,
+    unless the file is of a trained detector: without a part that it was not trained with, or that got lost.
 
     Raises:
         CheckpointError: the model would get some of the file's backbone, or some of its own would stay.
@@ -78,7 +79,8 @@ def require_backbone(conversion: Conversion, model: nn.Module, allow_missing: Co
     report, placement, own = conversion.report, conversion.placement, list(model.state_dict())
     scope = "backbone." if any(name.startswith("backbone.") for name in own) else ""
     found = [*report.used, *(m.name for m in report.mismatched)]
-    new = [part for part in NEW_PARTS if not any(re.search(part, name) for name in found)]
+    may_be_new = () if _is_detector(conversion, scope) else NEW_PARTS
+    new = [part for part in may_be_new if not any(re.search(part, name) for name in found)]
 
     def concerns(name: str) -> bool:
         return name.startswith(scope) and not allowed(name, allow_missing)
@@ -100,3 +102,10 @@ def require_backbone(conversion: Conversion, model: nn.Module, allow_missing: Co
             f"the file's backbone has {len(homeless)} tensors that the model's has not: "
             f"{grouped(homeless, ', ')}. Its depth, norm or blocks differ. {REMEDY}\n{report}"
         )
+
+
+def _is_detector(conversion: Conversion, scope: str) -> bool:
+    """Whether the file holds more than a backbone: heads that fit the model, or what is around it."""
+    report, placement, source = conversion.report, conversion.placement, conversion.source
+    has_heads = any(not name.startswith(scope) for name in report.used)
+    return has_heads or any(placement.to_model(source.rename(name)) is None for name in report.dropped)

@@ -483,6 +483,21 @@ def test_new_context_blocks_may_be_missing():
         load_weights(ContextResNet(norm="BN", **R18), model.state_dict())
 
 
+def test_parts_that_a_trained_detector_lacks_must_be_allowed():
+    """They are new to a backbone of ImageNet; a detector was trained without them, or they got lost."""
+    plain, block = detector(), "[{'NAME': 'NonLocal', 'AT': {'res4': [-2]}}]"
+    model = detector(["MODEL.CONTEXT.BLOCKS", block])
+    published = shapes({k: v.shape for k, v in plain.state_dict().items()})
+    with pytest.raises(CheckpointError, match=r"missing in the file.* backbone\.bottom_up\.res4\.\*\.after_add"):
+        report_of_start(model, published)
+    report_of_start(model, published, allow_missing=["*.after_add.*"])
+    with pytest.raises(CheckpointError, match="missing in the file"):  # the model is the backbone alone
+        report_of_start(model.backbone.bottom_up, published)
+    trunk = {name: tensor for name, tensor in published.items() if name.startswith("backbone.bottom_up.")}
+    report_of_start(model, trunk)
+    report_of_start(model.backbone.bottom_up, trunk)
+
+
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_round_trip(tmp_path, suffix):
     model = ResNet3D(depth=14, arch="slow")
