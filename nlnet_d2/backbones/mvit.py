@@ -20,6 +20,7 @@ from torchvision.ops import StochasticDepth
 
 from nlnet_d2.backbones.padding import SquarePadFPN, fpn_from_config
 from nlnet_d2.layers.attention import attend
+from nlnet_d2.layers.attention_rows import windowed_rows
 from nlnet_d2.layers.drop_path import linear_schedule
 from nlnet_d2.layers.layer_norm import TokenNorm
 from nlnet_d2.layers.mlp import Mlp, init_linear
@@ -125,20 +126,36 @@ class PoolingAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: (N, H, W, dim) -> (N, ceil(H / stride_q), ceil(W / stride_q), attn_dim)."""
+        pooled, *others = self._maps(x)
+        (q, k, v), positions, q_hw, _ = self._windows(pooled, *others)
+        x = attend(q, k, v, *positions)
+        x = x.transpose(1, 2).reshape(-1, *q_hw, pooled.shape[-1])
+        if self.shape.window:
+            x = window_unpartition(x, pooled.shape[1:3])
+        return self.proj(x + pooled)
+
+    def attention_rows(self, x: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+        """Where the queries at ``points`` look (see ``layers/attention_rows.py``): (N, Q, heads, H', W'),
+        over the pooled keys."""
+        maps = self._maps(x)
+        (q, k, _), positions, q_hw, k_hw = self._windows(*maps)
+        return windowed_rows(q, k, positions, points, q_hw, k_hw, maps[0].shape[1:3], maps[1].shape[1:3])
+
+    def _maps(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Pooled queries, keys and values, each (N, H', W', attn_dim)."""
         maps = zip("qkv", self.qkv(x).chunk(3, dim=-1), strict=True)
-        q, k, v = (self._pool(name, pixels) for name, pixels in maps)
-        pooled = q
+        return [self._pool(name, pixels) for name, pixels in maps]
+
+    def _windows(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple:
+        """What ``attend`` takes: (q, k, v), each (N', heads, L, head_dim), and positions; then the sides of
+        a window of queries and of one of keys."""
         window = self.shape.window
         if window:
             q = window_partition(q, window // self.shape.stride_q)
             k, v = (window_partition(m, window // self.shape.stride_kv) for m in (k, v))
         q_hw, k_hw = q.shape[1:3], k.shape[1:3]
         q, k, v = (m.flatten(1, 2).unflatten(2, (-1, self.head_dim)).transpose(1, 2) for m in (q, k, v))
-        x = attend(q, k, v, *decomposed_bias(q, self.rel_pos_h, self.rel_pos_w, q_hw, k_hw))
-        x = x.transpose(1, 2).reshape(-1, *q_hw, pooled.shape[-1])
-        if window:
-            x = window_unpartition(x, pooled.shape[1:3])
-        return self.proj(x + pooled)
+        return (q, k, v), decomposed_bias(q, self.rel_pos_h, self.rel_pos_w, q_hw, k_hw), q_hw, k_hw
 
     def _pool(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """Depthwise convolution, the same for every head, then its norm: (N, H, W, C) -> (N, H', W', C)."""

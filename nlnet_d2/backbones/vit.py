@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
 from nlnet_d2.layers.attention import attend
+from nlnet_d2.layers.attention_rows import windowed_rows
 from nlnet_d2.layers.drop_path import linear_schedule
 from nlnet_d2.layers.layer_norm import ChannelNorm, TokenNorm
 from nlnet_d2.layers.mlp import Mlp, init_linear
@@ -56,6 +57,21 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor, window: int = 0) -> torch.Tensor:
         """x: (N, H, W, C) -> (N, H, W, C); ``window`` is the side of the windows, 0 for the whole map."""
         map_hw = x.shape[1:3]
+        q, k, v, positions, hw = self._project(x, window)
+        x = attend(q, k, v, *positions)  # (N', heads, H' * W', C / heads)
+        x = x.transpose(1, 2).reshape(-1, *hw, self.proj.in_features)
+        if window:
+            x = window_unpartition(x, map_hw)
+        return self.proj(x)
+
+    def attention_rows(self, x: torch.Tensor, points: torch.Tensor, window: int = 0) -> torch.Tensor:
+        """Where the queries at ``points`` look (see ``layers/attention_rows.py``): (N, Q, heads, H, W)."""
+        map_hw = x.shape[1:3]
+        q, k, _, positions, hw = self._project(x, window)
+        return windowed_rows(q, k, positions, points, hw, hw, map_hw, map_hw)
+
+    def _project(self, x: torch.Tensor, window: int) -> tuple:
+        """What ``attend`` takes: q, k, v (N', heads, H' * W', C / heads) and positions; and (H', W')."""
         qkv = F.linear(x, self.qkv.weight)
         if window:
             qkv = window_partition(qkv, window)
@@ -63,11 +79,7 @@ class Attention(nn.Module):
         hw = qkv.shape[1:3]
         q, k, v = qkv.flatten(1, 2).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
         positions = decomposed_bias(q, self.rel_pos_h, self.rel_pos_w, hw, hw) if self.has_positions else ()
-        x = attend(q, k, v, *positions)  # (N', heads, H' * W', C / heads)
-        x = x.transpose(1, 2).reshape(-1, *hw, self.proj.in_features)
-        if window:
-            x = window_unpartition(x, map_hw)
-        return self.proj(x)
+        return q, k, v, positions, hw
 
 
 class ConvPropagation(nn.Sequential):

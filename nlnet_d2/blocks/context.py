@@ -35,6 +35,11 @@ class ContextPooling(nn.Module):
             return x.new_full((x.shape[0], 1, positions), 1 / positions)
         return self.conv_mask(x).flatten(2).softmax(dim=-1)
 
+    def attention_rows(self, x: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+        """``attention`` for each of the Q ``points``: (N, Q, 1 head, H, W) or (N, Q, 1, T, H, W)."""
+        rows = self.attention(x).unflatten(2, x.shape[2:]).unsqueeze(1)
+        return rows.expand(-1, len(points), *[-1] * (rows.ndim - 2))
+
     def pool(self, x: torch.Tensor) -> torch.Tensor:
         """sum_j attention_j x_j: (N, C, H, W) -> (N, C, 1, 1)."""
         if self.conv_mask is None:

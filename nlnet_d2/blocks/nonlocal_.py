@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from nlnet_d2.blocks.base import BLOCKS, bottleneck_channels
+from nlnet_d2.layers.attention_rows import flat_cells
 from nlnet_d2.layers.norm import get_norm
 
 MODES = ("embedded_gaussian", "gaussian", "dot_product", "concatenation")
@@ -94,6 +95,16 @@ class NonLocal(nn.Module):
         """The matrix f / C(x) that ``forward`` applies without forming it: (N, P queries, M keys)."""
         theta, phi, _ = self._project(x)
         return self._pairwise(theta, phi)
+
+    def attention_rows(self, x: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+        """The rows of ``attention`` of the queries at ``points`` (see ``layers/attention_rows.py``).
+
+        Returns:
+            (N, Q, 1 head, H', W') or (N, Q, 1, T', H', W'), over the sub-sampled positions.
+        """
+        theta, phi, _ = self._project(x)
+        rows = self._pairwise(theta[:, flat_cells(points, x.shape[2:])], phi)  # (N, Q, M)
+        return rows.unflatten(2, self._subsample(x[:, :1]).shape[2:]).unsqueeze(2)
 
     def _project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """theta (N, P, C'), phi and g (N, M, C'), with M sub-sampled positions."""
