@@ -10,7 +10,7 @@ from nlnet_d2.backbones.mvit import MViT
 from nlnet_d2.backbones.resnet import ContextResNet
 from nlnet_d2.backbones.video.resnet3d import ResNet3D
 from nlnet_d2.backbones.video.slowfast import SlowFast
-from nlnet_d2.backbones.vit import ViT
+from nlnet_d2.backbones.vit import Attention, ViT
 from nlnet_d2.blocks.context import GlobalContext, SimplifiedNonLocal
 from nlnet_d2.blocks.nonlocal_ import MODES, NonLocal
 
@@ -48,9 +48,7 @@ def test_context_blocks_look_the_same_from_everywhere(block):
 
 @pytest.mark.parametrize("window", [0, 4])
 def test_rows_of_vit_are_what_forward_applies(window):
-    attention = (
-        ViT(img_size=64, patch_size=8, embed_dim=16, depth=1, num_heads=2, window_size=4).blocks[0].attn
-    )
+    attention = Attention(16, num_heads=2, size=4)
     torch.nn.init.normal_(attention.rel_pos_h)
     x = torch.randn(1, 8, 8, 16)
     rows = attention.attention_rows(x, grid_points((8, 8)), window).nan_to_num(0)  # (1, 64, 2, 8, 8)
