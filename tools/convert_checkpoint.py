@@ -63,7 +63,8 @@ def origins() -> str:
         ]
         marks += [f"no `{pattern}`" for pattern in source.absent]
         drops = [f"`{pattern}`: {reason}" for pattern, reason in source.drops]
-        row = (source.name, source.files, ", ".join(marks), "; ".join(drops), source.expects)
+        left_out = f"all: {source.refused}" if source.refused else "; ".join(drops)
+        row = (source.name, source.files, ", ".join(marks), left_out, source.expects)
         rows.append([cell.replace("|", "\\|") for cell in row])
     headers = ("origin", "files", "recognised by names", "left out", "trained with")
     table = tabulate(rows, headers=headers, tablefmt="pipe")

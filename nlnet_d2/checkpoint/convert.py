@@ -62,9 +62,13 @@ def convert(tensors: Mapping[str, torch.Tensor], model: nn.Module, origin: str |
     """The tensors of a file for ``model``, which stays as it is.
 
     Raises:
-        CheckpointError: the origin is unknown or ambiguous, nothing fits, or a number is not finite.
+        CheckpointError: the origin is unknown, ambiguous or refused, nothing fits, or a number is not finite.
     """
-    candidates = [_convert(tensors, model, source) for source in recognise(tensors, model, origin)]
+    sources = recognise(tensors, model, origin)
+    for source in sources:
+        if source.refused:
+            raise CheckpointError(f"these are weights of origin {source.name}: {source.refused}")
+    candidates = [_convert(tensors, model, source) for source in sources]
     conversions = [c for c in candidates if c.report.used] or candidates
     first, *others = conversions
     if any(not _same(first.state, other.state) for other in others):

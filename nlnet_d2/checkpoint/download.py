@@ -1,8 +1,8 @@
 """Weights from the network: https only, checked, and cached under what identifies them.
 
-A SHA-256 may follow the address, ``https://host/R-50.pkl#sha256=...``, or begin in the file name, as in
-torchvision's ``resnet50-0676ba61.pth``. ``NLNET_D2_OFFLINE=1`` forbids downloads, ``NLNET_D2_CACHE`` is the
-folder to keep them in.
+A SHA-256 may follow the address, ``https://host/R-50.pkl#sha256=...``; its beginning may end the file name,
+as in ``resnet50-0676ba61.pth`` of torchvision and in files of timm and OpenMMLab. ``NLNET_D2_OFFLINE=1``
+forbids downloads, ``NLNET_D2_CACHE`` is the folder to keep them in.
 """
 
 import hashlib
@@ -21,14 +21,15 @@ logger = logging.getLogger(__name__)
 MIRRORS = {"detectron2://": "https://dl.fbaipublicfiles.com/detectron2/"}
 MAX_BYTES = 16 << 30
 CHUNK = 1 << 20
-HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.[a-z.]+$")
+HASH_IN_NAME = re.compile(r"-(?!(?:19|20)\d{6}\.)([0-9a-f]{8,64})\.[a-z.]+$")  # but not a date
 
 
 def local_path(source: str) -> Path:
     """Where the file is, or after a download will be.
 
     Raises:
-        CheckpointError: not an https address, no network, offline, too large, or of another hash.
+        CheckpointError: not an https address, no network, offline, too large, or of another hash; or a hash
+            that is none.
     """
     for scheme, address in MIRRORS.items():
         source = address + source.removeprefix(scheme) if source.startswith(scheme) else source
@@ -37,13 +38,23 @@ def local_path(source: str) -> Path:
     if not source.startswith("https://"):
         raise CheckpointError(f"{source}: weights are downloaded over https only")
     url, _, fragment = source.partition("#")
-    in_name = HASH_IN_NAME.search(url)
-    digest = fragment.removeprefix("sha256=") or (in_name[1] if in_name else "")
+    digest = _expected_hash(url, fragment)
     # The whole address is the key: files of the same path on two hosts are two files.
     path = cache_folder() / hashlib.sha256(source.encode()).hexdigest()
     if not path.is_file():
         _download(url, path, digest)
     return path
+
+
+def _expected_hash(url: str, fragment: str) -> str:
+    """The SHA-256 that an address promises, the beginning of it, or an empty string."""
+    if not fragment:
+        in_name = HASH_IN_NAME.search(url)
+        return in_name[1] if in_name else ""
+    given = re.fullmatch("sha256=([0-9a-f]{64})", fragment.lower())
+    if not given:
+        raise CheckpointError(f"{url}#{fragment}: expected #sha256= and 64 hexadecimal digits")
+    return given[1]
 
 
 def cache_folder() -> Path:
@@ -62,6 +73,7 @@ def _download(url: str, path: Path, digest: str) -> None:
             if not found.startswith(digest):
                 raise CheckpointError(f"{url}: its SHA-256 is {found}, not {digest}")
             os.replace(file.name, path)
+            logger.info("Its SHA-256 is %s", found)
         except (URLError, TimeoutError, ConnectionError) as error:
             raise CheckpointError(f"{url} cannot be downloaded: {error}") from error
         finally:

@@ -23,6 +23,7 @@ class Source:
     ops: (pattern of our names, operation): changes to the tensors, all that match, in order.
     fills: (pattern of our names, value, reason): constants for what a file has not one of.
     expects: the settings that the weights were trained with and that no file records.
+    refused: why nothing of this origin can be loaded; empty where it can.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Source:
     ops: tuple[tuple[str, TensorOp], ...] = ()
     fills: tuple[tuple[str, float, str], ...] = ()
     expects: str = ""
+    refused: str = ""
 
     def recognises(self, tensors: Mapping[str, torch.Tensor]) -> bool:
         """Whether names and dimensions are those of this origin."""

@@ -138,6 +138,70 @@ def test_golden_key_lists(case):
     assert len(conversion.report.used) + len(conversion.report.dropped) == len(floating)
 
 
+def pytorchvideo_name(name):
+    """pytorchvideo's name in C2D and I3D, written independently of the table: block 2 is a pooling."""
+    letters = {"conv1": "a", "conv2": "b", "conv3": "c"}
+    stages = {"res2": 1, "res3": 3, "res4": 4, "res5": 5}
+    block, *layers = name.split(".")
+    if block == "stem":
+        return f"blocks.0.{'norm' if 'norm' in layers else 'conv'}.{layers[-1]}"
+    where = f"blocks.{stages[block]}.res_blocks.{layers[0]}"
+    kind = "norm" if "norm" in layers else "conv"
+    if layers[1] == "shortcut":
+        return f"{where}.branch1_{kind}.{layers[-1]}"
+    return f"{where}.branch2.{kind}_{letters[layers[1]]}.{layers[-1]}"
+
+
+@pytest.mark.parametrize("arch", ["c2d", "i3d"])
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_pytorchvideo_with_a_pooling_among_its_blocks(arch, prefix):
+    model = torch.nn.ModuleDict({"backbone": on_meta(ResNet3D, arch=arch), "action_head": torch.nn.Module()})
+    model["action_head"].classifier = on_meta(torch.nn.Linear, 2048, 400)
+    own = {k: v.shape for k, v in model["backbone"].state_dict().items() if "tracked" not in k}
+    keys = {prefix + pytorchvideo_name(name): shape for name, shape in own.items()}
+    assert f"{prefix}blocks.5.res_blocks.2.branch2.norm_c.bias" in keys and len(keys) == len(own)
+    keys |= {f"{prefix}blocks.6.proj.weight": (400, 2048), f"{prefix}blocks.6.proj.bias": (400,)}
+    conversion = convert(make_state_dict(keys), model)
+    assert_complete(conversion.report, "pytorchvideo-pooled")
+    for name, shape in own.items():
+        expected = make_tensor(prefix + pytorchvideo_name(name), shape)
+        assert torch.equal(conversion.state[f"backbone.{name}"], expected), name
+
+
+REFUSED = {
+    "bit": {"resnet/block1/unit01/a/standardized_conv2d/kernel": [1, 1, 64, 64]},
+    "vit-jax": {"Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel": [768, 12, 64]},
+    "mvit-video": {
+        "patch_embed.proj.weight": [96, 3, 3, 7, 7],
+        "blocks.0.attn.pool_q.weight": [96, 1, 3, 3, 3],
+        "pos_embed_temporal": [1, 8, 96],
+    },
+    "x3d": {
+        "s1.pathway0_stem.conv_xy.weight": [24, 3, 1, 3, 3],
+        "s1.pathway0_stem.conv.weight": [24, 1, 5, 1, 1],
+    },
+}
+REFUSED_GOLDEN = {  # the first names and the last of each
+    "bit-timm": "bit-timm",
+    "convnext": "convnext",
+    "botnet": "botnet",
+    "halonet": "botnet",
+    "mvit-v1": "mvit-video",
+    "mvit-v2": "mvit-video",
+    "s3d": "s3d",
+}
+
+
+@pytest.mark.parametrize("origin", [None, "by name"])
+def test_known_networks_without_a_place_here_are_named(origin):
+    golden = read_keys("refused_keys")
+    cases = [*REFUSED.items(), *((name, golden[case]) for case, name in REFUSED_GOLDEN.items())]
+    assert {name for name, _ in cases} == {source.name for source in SOURCES.values() if source.refused}
+    for name, keys in cases:
+        with pytest.raises(CheckpointError, match=f"weights of origin {name}: .*no backbone here is one"):
+            convert(shapes(keys), on_meta(ContextResNet), name if origin else None)
+
+
 @pytest.mark.parametrize("case", ["ava_slowfast_32x2_r50_short", "i3d_nln_8x8_r50", "slow_8x8_r50"])
 def test_caffe2_names_of_the_same_network(case):
     """The blobs give what the PyTorch names give: golden["caffe2_names"] says which blob is which key."""
@@ -389,6 +453,53 @@ def test_mmdetection(mmdet1):
     assert torch.equal(conversion.state["roi_heads.mask_head.predictor.bias"], masks[first:])
 
 
+def mmdet_layers(state, mmdet1):
+    """What mmdetection's box and mask heads compute from pooled maps, (R, 256, 7, 7) and (R, 256, 14, 14):
+    scores and box deltas of the K classes, mask logits of the K classes."""
+    head, classes = "" if mmdet1 else "roi_head.", slice(1, None) if mmdet1 else slice(None)
+
+    def layer(function, name, x, **kwargs):
+        return function(x, state[f"{head}{name}.weight"], state[f"{head}{name}.bias"], **kwargs)
+
+    def boxes(x):
+        for i in range(2):
+            x = layer(F.linear, f"bbox_head.shared_fcs.{i}", x.flatten(1)).relu()
+        scores = layer(F.linear, "bbox_head.fc_cls", x).softmax(dim=1)
+        scores = scores[:, 1:] if mmdet1 else scores[:, :-1]
+        return scores, layer(F.linear, "bbox_head.fc_reg", x).unflatten(1, (-1, 4))[:, classes]
+
+    def masks(x):
+        for i in range(4):
+            x = layer(F.conv2d, f"mask_head.convs.{i}.conv", x, padding=1).relu()
+        x = layer(F.conv_transpose2d, "mask_head.upsample", x, stride=2).relu()
+        return layer(F.conv2d, "mask_head.conv_logits", x)[:, classes]
+
+    return boxes, masks
+
+
+@pytest.mark.parametrize("mmdet1", [True, False])
+def test_mmdetection_heads_compute_the_same(mmdet1):
+    options = ["MODEL.ROI_HEADS.NUM_CLASSES", "3", "MODEL.MASK_ON", "True", "MODEL.ROI_BOX_HEAD.FC_DIM", "64"]
+    model = detector(["MODEL.RESNETS.DEPTH", "50", *options, "MODEL.DEVICE", "cpu"]).eval()
+    own = model.state_dict()
+    keys = {theirs: list(own[ours].shape) for theirs, ours in mmdet_names(model, mmdet1).items()}
+    if mmdet1:
+        for name, extra in (("bbox_head.fc_reg", 4), ("mask_head.conv_logits", 1)):
+            keys[f"{name}.weight"][0] += extra
+            keys[f"{name}.bias"][0] += extra
+    state = make_state_dict(keys)
+    resnet = {f"backbone.{k}": v for k, v in read_keys("resnet50_keys")["keys"].items() if "fc." not in k}
+    load_weights(model, state | make_state_dict(resnet))
+    boxes, masks = mmdet_layers(state, mmdet1)
+    heads, small, large = model.roi_heads, make_input((2, 256, 7, 7)), make_input((2, 256, 14, 14))
+    with torch.no_grad():
+        scores, deltas = heads.box_predictor(heads.box_head(small))
+        torch.testing.assert_close(scores.softmax(dim=1)[:, :3], boxes(small)[0])
+        torch.testing.assert_close(deltas.unflatten(1, (3, 4)), boxes(small)[1])
+        logits = heads.mask_head.layers(large)
+    torch.testing.assert_close(logits, masks(large))
+
+
 def mmaction_name(name):
     """mmaction2's name of a parameter of our ResNet3D, written independently of the table."""
     name = name.replace("action_head.classifier", "roi_head.bbox_head.fc_cls")
@@ -488,7 +599,9 @@ def test_parts_that_a_trained_detector_lacks_must_be_allowed():
     plain, block = detector(), "[{'NAME': 'NonLocal', 'AT': {'res4': [-2]}}]"
     model = detector(["MODEL.CONTEXT.BLOCKS", block])
     published = shapes({k: v.shape for k, v in plain.state_dict().items()})
-    with pytest.raises(CheckpointError, match=r"missing in the file.* backbone\.bottom_up\.res4\.\*\.after_add"):
+    with pytest.raises(
+        CheckpointError, match=r"missing in the file.* backbone\.bottom_up\.res4\.\*\.after_add"
+    ):
         report_of_start(model, published)
     report_of_start(model, published, allow_missing=["*.after_add.*"])
     with pytest.raises(CheckpointError, match="missing in the file"):  # the model is the backbone alone

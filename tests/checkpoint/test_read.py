@@ -171,7 +171,40 @@ def test_hash_of_a_download(cache, monkeypatch):
     for wrong in (f"https://a.org/x.pth#sha256={digest[::-1]}", "https://a.org/x.pth#sha256=" + "0" * 64):
         with pytest.raises(CheckpointError, match="its SHA-256 is"):
             local_path(wrong)
+    for wrong in ("sha256=", f"sha256={digest[:8]}", f"md5={digest}", digest):
+        with pytest.raises(CheckpointError, match="expected #sha256= and 64 hexadecimal digits"):
+            local_path(f"https://a.org/x.pth#{wrong}")
     assert len(list(cache.iterdir())) == 2, "nothing half-checked stays in the cache"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet50-0676ba61.pth",
+        "deit_base-b5f2ef4d.pth",
+        "mask_rcnn_coco_20200205-d4b0c5d6.pth",
+        "x-12345678.pkl",
+    ],
+)
+def test_hash_in_the_name_of_a_download(cache, monkeypatch, name):
+    monkeypatch.setattr(urllib.request, "urlopen", Web({f"https://a.org/{name}": b"something else"}))
+    with pytest.raises(CheckpointError, match=rf"its SHA-256 is .*, not {name[-12:-4]}"):
+        local_path(f"https://a.org/{name}")
+    assert not list(cache.iterdir())
+
+
+@pytest.mark.parametrize("name", ["model-20200205.pth", "ViT-B_16-224.npz", "c2-R-50.pkl"])
+def test_dates_and_numbers_in_a_name_are_no_hash(cache, monkeypatch, name):
+    monkeypatch.setattr(urllib.request, "urlopen", Web({f"https://a.org/{name}": b"weights"}))
+    assert local_path(f"https://a.org/{name}").read_bytes() == b"weights"
+
+
+def test_path_in_an_address_cannot_leave_the_cache(cache, monkeypatch):
+    """iopath writes to where the dots lead."""
+    url = "https://a.org/zoo/../../../../x.pkl"
+    monkeypatch.setattr(urllib.request, "urlopen", Web({url: b"weights"}))
+    assert local_path(url).parent == cache
+    assert [path.name for path in cache.parent.iterdir()] == [cache.name]
 
 
 @pytest.mark.parametrize(

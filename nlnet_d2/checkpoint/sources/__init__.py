@@ -1,12 +1,12 @@
-"""The table of tables: every origin of weights that can be loaded."""
+"""The table of tables: every origin of weights that is known."""
 
 from nlnet_d2.checkpoint.source import Source
-from nlnet_d2.checkpoint.sources import openmmlab, resnet, transformers, video
+from nlnet_d2.checkpoint.sources import openmmlab, refused, resnet, transformers, video
 from nlnet_d2.checkpoint.sources.native import NATIVE
 
+_TABLES = (resnet, transformers, video, openmmlab, refused)
 SOURCES: dict[str, Source] = {
-    source.name: source
-    for source in (NATIVE, *resnet.SOURCES, *transformers.SOURCES, *video.SOURCES, *openmmlab.SOURCES)
+    source.name: source for source in (NATIVE, *(s for table in _TABLES for s in table.SOURCES))
 }
 
 __all__ = ["NATIVE", "SOURCES"]

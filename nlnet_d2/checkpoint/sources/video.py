@@ -111,7 +111,7 @@ PYTORCHVIDEO_SINGLE = _one_pathway(
     "pytorchvideo-single",
     "SLOW_8x8_R50.pyth, hub models slow_r50 and slow_r50_detection",
     marks=((r"^(model\.)?blocks\.0\.conv\.weight$", 5), (r"^(model\.)?blocks\.4\.res_blocks\.", 0)),
-    absent=(r"^(model\.)?blocks\.5\.res_blocks\.",),  # C2D and I3D have a pooling among their blocks
+    absent=(r"^(model\.)?blocks\.5\.res_blocks\.",),
     renames=(
         (r"^model\.", ""),
         (r"^(blocks\.5|detection_head)\.proj\.", "action_head.classifier."),
@@ -119,6 +119,19 @@ PYTORCHVIDEO_SINGLE = _one_pathway(
         *PYTORCHVIDEO.renames,
     ),
     expects=GRAY,
+)
+PYTORCHVIDEO_POOLED = replace(
+    PYTORCHVIDEO_SINGLE,
+    name="pytorchvideo-pooled",
+    files="C2D_8x8_R50.pyth, I3D_8x8_R50.pyth, hub models c2d_r50 and i3d_r50",
+    marks=(*PYTORCHVIDEO_SINGLE.marks, (r"^(model\.)?blocks\.5\.res_blocks\.", 0)),
+    absent=(),
+    renames=(
+        (r"^model\.", ""),
+        (r"^blocks\.6\.", "detection_head."),
+        *((rf"^blocks\.{i}\.", f"blocks.{i - 1}.") for i in (3, 4, 5)),  # block 2 is the pooling
+        *PYTORCHVIDEO_SINGLE.renames,
+    ),
 )
 
 SOURCES = (
@@ -128,4 +141,5 @@ SOURCES = (
     CAFFE2_VIDEO_SINGLE,
     PYTORCHVIDEO,
     PYTORCHVIDEO_SINGLE,
+    PYTORCHVIDEO_POOLED,
 )

@@ -1,0 +1,55 @@
+"""Published weights that no network here can take: named, so that nobody has to guess why."""
+
+from nlnet_d2.checkpoint.source import Source
+
+
+def _network(name: str, files: str, *marks: tuple[str, int], why: str) -> Source:
+    return Source(name=name, files=files, marks=marks, refused=f"{why}, and no backbone here is one")
+
+
+SOURCES = (
+    _network(
+        "bit",
+        "BiT-M-R50x1.npz, BiT-S-R101x3.npz",
+        (r"^resnet/block1/unit01/a/standardized_conv2d/kernel$", 4),
+        why="pre-activation ResNets (v2) with standardised kernels",
+    ),
+    _network(
+        "bit-timm",
+        "resnetv2_50x1_bit of timm",
+        (r"^stem\.conv\.weight$", 4),
+        (r"^stages\.0\.blocks\.0\.norm3\.weight$", 1),
+        why="pre-activation ResNets (v2) with standardised kernels",
+    ),
+    _network(
+        "vit-jax",
+        "ViT-B_16.npz of Google's vision_transformer",
+        (r"^Transformer/encoderblock_0/MultiHeadDotProductAttention_\d/query/kernel$", 3),
+        why="ViTs in the lay-out of JAX; timm publishes the same weights under its own names, which load",
+    ),
+    _network(
+        "convnext",
+        "convnext_tiny of timm",
+        (r"^stages\.0\.blocks\.0\.conv_dw\.weight$", 4),
+        why="ConvNeXts",
+    ),
+    _network(
+        "botnet",
+        "botnet26t_256 and halonet26t of timm",
+        (r"\.self_attn\.pos_embed\.height_rel$", 2),
+        why="ResNets with attention instead of 3 x 3 convolutions",
+    ),
+    _network(
+        "mvit-video",
+        "MVIT_B_16x4.pyth, MViTv2_S_16x4 of PySlowFast, mvit_v1_b and mvit_v2_s of torchvision",
+        (r"(\.rel_pos_t|pos_embed_temporal|pos_encoding\.(temporal_pos|class_token))$", 0),
+        why="MViTs for clips",
+    ),
+    _network("s3d", "s3d of torchvision", (r"^features\.0\.0\.0\.weight$", 5), why="S3Ds"),
+    _network(
+        "x3d",
+        "X3D_M.pyth of PySlowFast and pytorchvideo",
+        (r"^(s1\.pathway0_stem\.conv_xy|(model\.)?blocks\.0\.conv\.conv_t)\.weight$", 5),
+        why="X3Ds",
+    ),
+)
