@@ -12,6 +12,7 @@ warnings.filterwarnings("ignore", "torch.meshgrid: in an upcoming release", User
 from nlnet_d2 import backbones, blocks, data, modeling  # noqa: E402, F401  (imported to register)
 from nlnet_d2.checkpoint import load_weights  # noqa: E402
 from nlnet_d2.config import add_nlnet_config  # noqa: E402
+from nlnet_d2.inference import predict  # noqa: E402
 
-__all__ = ["add_nlnet_config", "load_weights"]
+__all__ = ["add_nlnet_config", "load_weights", "predict"]
 __version__ = "0.1.0"

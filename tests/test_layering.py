@@ -11,14 +11,14 @@ SOURCES = PACKAGE + sorted((ROOT / "tools").glob("*.py")) + sorted((ROOT / "proj
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 ABOVE_MODEL = {"layers", "blocks", "backbones", "modeling"}
-# layers <- blocks <- backbones <- modeling <- {config, solver, engine, analysis}; data, evaluation and
-# checkpoint import no model code.
+# layers <- blocks <- backbones <- modeling <- {solver, engine, analysis} <- inference; data, evaluation and
+# checkpoint import no model code; config, a list of keys, imports nothing.
 MAY_IMPORT = {
     "layers": {"layers"},
     "blocks": {"layers", "blocks"},
     "backbones": {"layers", "blocks", "backbones"},
-    "modeling": ABOVE_MODEL,
-    "config": ABOVE_MODEL | {"config"},
+    "modeling": ABOVE_MODEL | {"config"},
+    "config": {"config"},
     "solver": ABOVE_MODEL | {"config", "solver"},
     "data": {"data"},
     "evaluation": {"data", "evaluation"},
@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "analysis": ABOVE_MODEL | {"config", "data", "evaluation", "checkpoint", "analysis"},
     "engine": ABOVE_MODEL | {"config", "solver", "data", "evaluation", "checkpoint", "analysis", "engine"},
 }
+MAY_IMPORT["inference"] = MAY_IMPORT["engine"] | {"inference"}
 
 
 def imported_modules(path: Path) -> set[str]:

@@ -97,6 +97,8 @@ def _add_video(model: CN) -> None:
     model.PEOPLE = CN()
     model.PEOPLE.NAME = ""
     model.PEOPLE.CONFIG_FILE = "COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml"  # of the zoo, or a file
+    # Its weights; "": those of MODEL.WEIGHTS under people.detector.
+    model.PEOPLE.WEIGHTS = ""
     model.PEOPLE.PERSON_CLASS = 0  # its class of people
     model.PEOPLE.SCORE_THRESH = 0.8
 
@@ -128,6 +130,12 @@ def _add_solver(solver: CN) -> None:
     solver.LAYER_DECAY = 1.0  # learning rate of a transformer block relative to the one above it
     # Parameters of these names are not decayed; norms and biases: WEIGHT_DECAY_NORM, WEIGHT_DECAY_BIAS.
     solver.NO_DECAY = ["pos_embed", "rel_pos_h", "rel_pos_w"]
+    # IMS_PER_BATCH goes through the model in so many parts, one after the other, for GPUs with little memory.
+    solver.ACCUMULATE = 1
+    # Moving average of the weights, evaluated beside them (as ema/...) and written as model_ema.pth.
+    solver.EMA = CN()
+    solver.EMA.ENABLED = False
+    solver.EMA.DECAY = 0.9998  # per iteration: an average over about the last 1 / (1 - DECAY)
 
 
 def _add_run(cfg: CN) -> None:

@@ -6,6 +6,7 @@ turns a damaged file into a shorter one without a word.
 """
 
 import os
+import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ except ImportError:  # only videos need it, not folders of frames
 # out to lie behind it (open groups of pictures, coarse indices), further back.
 LEADS = (0.0, 5.0, 60.0, inf)
 MISSING_END = 0.5  # seconds by which a file may be shorter than its header says
+_DURATION = re.compile(r"(\d+):(\d+):(\d+\.?\d*)")
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,11 @@ class VideoFile:
             height, width = _pixels(first).shape[:2]
             if stream.duration:
                 seconds = stream.duration * stream.time_base
+            elif tag := _DURATION.match(
+                stream.metadata.get("DURATION", "")
+            ):  # Matroska: the sound may be longer
+                hours, minutes, rest = (Fraction(number) for number in tag.groups())
+                seconds = 3600 * hours + 60 * minutes + rest
             elif container.duration:
                 seconds = Fraction(container.duration, av.time_base)
             else:
@@ -132,6 +139,22 @@ class VideoFile:
             images = {k: _pixels(frame) for k, frame in self._shown(container, stream, wanted)}
         return np.stack([images[frame] for frame in frames])
 
+    def stream(self) -> Iterator[tuple[int, np.ndarray]]:
+        """(k, picture (height, width, 3) RGB) in turn: it is shown from k / fps on, the last one to the end.
+
+        Only the picture in hand is in memory, whatever the length of the video.
+
+        Raises:
+            DataError: the file is missing, damaged, or ends before its header says.
+        """
+        with _opened(self.path) as (container, stream):
+            for slot, frame in self._decode_from(container, stream, 0):
+                image = _pixels(frame)
+                yield slot, image
+            self._require_frame(self.num_frames - 1, slot, frame)
+            if slot < self.num_frames - 1:
+                yield self.num_frames - 1, image
+
     def _shown(self, container, stream, wanted: list[int]) -> Iterator[tuple[int, "av.VideoFrame"]]:
         """(k, frame shown at k / fps) for the ascending numbers ``wanted``."""
         waiting = deque(wanted)
@@ -143,13 +166,17 @@ class VideoFile:
             if not waiting:
                 return
             slot, frame = next_slot, next_frame
-        end = slot + self.fps * (MISSING_END + float((frame.duration or 0) * stream.time_base))
-        if waiting[-1] > end:
+        self._require_frame(waiting[-1], slot, frame)
+        yield from ((k, frame) for k in waiting)
+
+    def _require_frame(self, k: int, slot: int, last: "av.VideoFrame") -> None:
+        """Frame k must be about where the video ends, with the frame ``last``, shown from ``slot`` on."""
+        end = slot + self.fps * (MISSING_END + float((last.duration or 0) * last.time_base))
+        if k > end:
             raise DataError(
                 f"{self.path}: ends at {slot / self.fps:.2f} s, although its header says "
                 f"{self.num_frames / self.fps:.2f} s; is it truncated? Copy or download it again"
             )
-        yield from ((k, frame) for k in waiting)
 
     def _decode_from(self, container, stream, k: int) -> Iterator[tuple[int, "av.VideoFrame"]]:
         """(slot, frame) from what is shown at k / fps, or before, on; a frame is shown from its slot on."""

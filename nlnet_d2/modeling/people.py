@@ -4,8 +4,8 @@ Two ways: ``KeyFrameDetector`` learns it with the actions, on the same backbone 
 ``FrozenDetector`` asks another model.
 """
 
+import os
 from collections.abc import Mapping
-from contextlib import suppress
 
 import torch
 from detectron2.config import CfgNode, configurable, get_cfg
@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from nlnet_d2.backbones.video.resnet3d import ClipShapeSpec
+from nlnet_d2.config import add_nlnet_config
 
 PEOPLE = Registry("PEOPLE")
 PEOPLE.__doc__ = """Finders of people, by ``MODEL.PEOPLE.NAME``. A finder has
@@ -75,9 +76,12 @@ def _key_maps(features: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 class FrozenDetector(nn.Module):
     """Another detector of Detectron2, as it is: it neither learns nor changes.
 
+    It sees ``key_frame`` of an input, (3, H', W') RGB: the key frame at full size; else that of the clip.
+
     Args:
         detector: a model that maps list[dict] with ``image``, ``height``, ``width`` to list[dict] with
-            ``instances``, such as ``GeneralizedRCNN``. Its weights are under ``people.detector.``.
+            ``instances``, such as ``GeneralizedRCNN``. Its weights are those of ``MODEL.PEOPLE.WEIGHTS``, or
+            of the whole model, under ``people.detector.``.
         person_class: its class of people.
         score_threshold: people below it are left out.
         min_size, max_size: shorter side, and limit of the longer one, in pixels, to which it sees key frames.
@@ -120,18 +124,19 @@ class FrozenDetector(nn.Module):
 
     @torch.no_grad()
     def forward(self, batched_inputs: list[dict], clips: ImageList, features: dict) -> list[Instances]:
-        frames = [self._frame(inputs["clip"], clips.tensor.device) for inputs in batched_inputs]
+        frames = [self._frame(inputs, clips.tensor.device) for inputs in batched_inputs]
         found = [result["instances"] for result in self.detector(frames)]
         return [p[(p.pred_classes == self.person_class) & (p.scores >= self.score_threshold)] for p in found]
 
     def losses(self, clips: ImageList, features: dict, targets: list[Instances]) -> dict[str, torch.Tensor]:
         return {}
 
-    def _frame(self, clip: torch.Tensor, device: torch.device) -> dict:
-        """The detector's input: the key frame of a clip (3, T, H, W), RGB in 0 ... 255."""
-        frame = clip[:, clip.shape[1] // 2].to(device).float()  # (3, H, W)
-        height, width = frame.shape[1:]
-        size = ResizeShortestEdge.get_output_shape(height, width, self.min_size, self.max_size)
+    def _frame(self, inputs: dict, device: torch.device) -> dict:
+        """The detector's input: the key frame, of values 0 ... 255. It answers in pixels of the clip."""
+        clip = inputs["clip"]  # (3, T, H, W)
+        height, width = clip.shape[2:]
+        frame = inputs.get("key_frame", clip[:, clip.shape[1] // 2]).to(device).float()  # (3, H', W')
+        size = ResizeShortestEdge.get_output_shape(*frame.shape[1:], self.min_size, self.max_size)
         image = F.interpolate(frame[None], size, mode="bilinear", antialias=True)[0]
         return {
             "image": image.flip(0) if self.input_format == "BGR" else image,
@@ -141,11 +146,23 @@ class FrozenDetector(nn.Module):
 
 
 def _detector_config(name: str) -> CfgNode:
-    """The config of a detector: a name of Detectron2's model zoo, or a file with Detectron2's own keys."""
+    """The config of a detector: a file, with the keys of Detectron2 and ours, or a name of the model zoo.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    cfg = get_cfg()
+    add_nlnet_config(cfg)
+    cfg.merge_from_file(name if os.path.isfile(name) else _zoo_config(name), allow_unsafe=False)
+    return cfg
+
+
+def _zoo_config(name: str) -> str:
     from detectron2 import model_zoo  # upstream's needs pkg_resources, which not every environment has
 
-    cfg = get_cfg()
-    with suppress(RuntimeError):  # not of the zoo
-        name = model_zoo.get_config_file(name)
-    cfg.merge_from_file(name, allow_unsafe=False)
-    return cfg
+    try:
+        return model_zoo.get_config_file(name)
+    except RuntimeError as error:
+        raise ValueError(
+            f"MODEL.PEOPLE.CONFIG_FILE: {name!r} is neither a file nor in Detectron2's model zoo"
+        ) from error

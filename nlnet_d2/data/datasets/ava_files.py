@@ -10,7 +10,7 @@ append to it instead, leave the bad rows out, and go on.
 """
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -266,11 +266,16 @@ def write_people(path: str | Path, people: Mapping[str, np.ndarray], source: str
 
 def write_detections(path: str | Path, table: AvaTable) -> None:
     """Write a table as AVA's challenge wants it: ``video,second,x1,y1,x2,y2,action,score``."""
+    with open(path, "w", encoding="utf-8") as file:
+        file.writelines(detection_rows(table))
+
+
+def detection_rows(table: AvaTable) -> Iterator[str]:
+    """The lines of ``write_detections``."""
     frames = zip(table.video.tolist(), table.second.tolist(), table.box.tolist(), strict=True)
     prefixes = [
         f"{table.videos[video]},{second_text(second)},{x1:.6f},{y1:.6f},{x2:.6f},{y2:.6f}"
         for video, second, (x1, y1, x2, y2) in frames
     ]
     rows = zip(table.row_box.tolist(), table.action.tolist(), table.score.tolist(), strict=True)
-    with open(path, "w", encoding="utf-8") as file:
-        file.writelines(f"{prefixes[box]},{action},{score:.6g}\n" for box, action, score in rows)
+    return (f"{prefixes[box]},{action},{score:.6g}\n" for box, action, score in rows)

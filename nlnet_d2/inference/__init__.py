@@ -1,0 +1,5 @@
+"""Prediction: pictures, videos and cameras in; instances, annotated pictures and videos, JSON and CSV out."""
+
+from nlnet_d2.inference.predictor import predict
+
+__all__ = ["predict"]

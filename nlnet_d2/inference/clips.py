@@ -1,0 +1,137 @@
+"""Clips around key frames, cut from a stream of frames in one pass: as much of it is kept as a clip spans."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+
+from nlnet_d2.data.clip_sampler import clip_frames, key_frame_index
+from nlnet_d2.data.datasets.ava_files import AvaTable, read_ava_csv, report, second_text
+from nlnet_d2.data.errors import DataError
+
+
+@dataclass(frozen=True)
+class KeyFrame:
+    """A moment at which actions are asked for.
+
+    Attributes:
+        slot: frame number at the rate of the clips.
+        second: from the beginning of the video.
+        boxes: (B, 4) float32, people in shares of the frame (XYXY, 0..1); None: the model finds them.
+    """
+
+    slot: int
+    second: float
+    boxes: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Clip:
+    """``frames`` (T, h, w, 3) around a key frame, whose ``image`` (H, W, 3) has its full size."""
+
+    key: KeyFrame
+    image: np.ndarray
+    frames: np.ndarray
+
+
+def regular_key_frames(every: float, fps: float) -> Iterator[KeyFrame]:
+    """Without end: at 0, ``every``, 2 * ``every``, ... seconds."""
+    return (KeyFrame(key_frame_index(i * every, 0, fps), i * every) for i in count())
+
+
+def cut_clips(
+    frames: Iterable[tuple[int, np.ndarray]],
+    keys: Iterable[KeyFrame],
+    num_frames: int,
+    stride: int,
+    resize: Callable[[np.ndarray], np.ndarray],
+) -> Iterator[Clip]:
+    """Clips of the key frames that lie in the stream, with the frames of ``clip_sampler.clip_frames``.
+
+    Args:
+        frames: (k, picture that is shown from slot k on), as of ``VideoFile.stream``.
+        keys: ascending.
+        num_frames, stride: of a clip, in slots.
+        resize: what a clip shows of a picture.
+    """
+    keys, after = iter(keys), max(0, (num_frames - 1) * stride - num_frames * stride // 2)
+    key, slot, waiting = next(keys, None), 0, deque()
+    recent = deque(maxlen=num_frames * stride)  # resized pictures of the last slots
+    for slot, image, small in _every_slot(frames, resize):
+        recent.append(small)
+        while key is not None and key.slot == slot:
+            waiting.append((key, image))
+            key = next(keys, None)
+        while waiting and waiting[0][0].slot + after <= slot:
+            yield _clip(*waiting.popleft(), recent, num_frames, stride, slot)
+    for key, image in waiting:  # the end of the video is repeated
+        yield _clip(key, image, recent, num_frames, stride, slot)
+
+
+def _clip(key: KeyFrame, image: np.ndarray, recent: deque, num_frames: int, stride: int, slot: int) -> Clip:
+    first = slot + 1 - len(recent)
+    indices = clip_frames(key.slot, num_frames, stride, slot + 1)
+    return Clip(key, image, np.stack([recent[i - first] for i in indices]))
+
+
+def _every_slot(frames: Iterable[tuple[int, np.ndarray]], resize: Callable) -> Iterator[tuple]:
+    """(k, picture shown at slot k, resized) for k = 0, 1, ... to the last frame."""
+    k, shown = 0, None
+    for slot, image in frames:
+        small = resize(image)
+        for earlier in range(k, slot):
+            yield earlier, *(shown or (image, small))
+        k, shown = max(k, slot), (image, small)
+    if shown:
+        yield k, *shown
+
+
+class PeopleFile:
+    """Boxes of people on key frames, from a CSV in AVA's format whose last column is a score.
+
+    Seconds count from the beginning of the video. Its name is that of its file, without suffix.
+
+    Args:
+        min_score: boxes below it are left out; their key frames stay.
+
+    Raises:
+        DataError: see ``read_ava_csv``, or a box without area.
+    """
+
+    def __init__(self, path: str | Path, min_score: float):
+        self.table, self.min_score = read_ava_csv(path, scored=True), min_score
+        self.score = np.zeros(len(self.table.box))  # of each box
+        np.maximum.at(self.score, self.table.row_box, self.table.score)
+        _require_area(self.table)
+
+    def key_frames(self, video: str, fps: float, num_frames: int) -> list[KeyFrame]:
+        """Key frames of a video at their boxes, ascending.
+
+        Raises:
+            DataError: the file has none for this video, or one beyond its end.
+        """
+        if video not in self.table.videos:
+            known = ", ".join(self.table.videos[:3]) or "none"
+            raise DataError(f"{self.table.source}: expected rows of video {video!r}, got those of {known}")
+        of_video = self.table.video == self.table.videos.index(video)
+        keys = []
+        for second in np.unique(self.table.second[of_video]).tolist():
+            slot = key_frame_index(second, 0, fps)
+            if slot >= num_frames:
+                raise DataError(
+                    f"{self.table.source}: expected seconds up to {num_frames / fps:.2f}, the length of "
+                    f"video {video!r}, got {second_text(second)}; seconds count from its beginning"
+                )
+            here = of_video & (self.table.second == second) & (self.score >= self.min_score)
+            boxes = np.unique(self.table.box[here], axis=0)
+            keys.append(KeyFrame(slot, second, boxes[~np.isnan(boxes[:, 0])].clip(0, 1).astype(np.float32)))
+        return keys
+
+
+def _require_area(table: AvaTable) -> None:
+    has_area = (table.box[:, 2:] > table.box[:, :2]).all(axis=1) | np.isnan(table.box[:, 0])
+    for row in np.flatnonzero(~has_area[table.row_box]):
+        report(table.finding(row, "box", "x1 < x2 and y1 < y2", "correct or remove the row"), None)

@@ -1,0 +1,90 @@
+"""Predictions over pictures, drawn by Detectron2's Visualizer."""
+
+import math
+
+import numpy as np
+from detectron2.data import Metadata
+from detectron2.structures import Instances
+from detectron2.utils.colormap import colormap
+from detectron2.utils.visualizer import Visualizer
+
+READABLE = 360  # pixels of the shorter side: smaller pictures are enlarged until one can read the labels
+ACTIONS_SHOWN = 3  # per person
+PERSON_COLOUR = (1.0, 0.8, 0.0)  # one for all: nobody is followed from one key frame to the next
+
+
+def draw_objects(image: np.ndarray, instances: Instances, classes: Metadata, min_score: float) -> np.ndarray:
+    """Boxes, masks and keypoints of the instances that score ``min_score`` or more.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        classes: Detectron2's metadata.
+
+    Returns:
+        the same form, ``enlargement(image)`` times as large.
+    """
+    shown = instances[instances.scores >= min_score]
+    visualizer = Visualizer(image, classes, scale=enlargement(image))
+    names, palette = classes.get("thing_classes", None), colormap(rgb=True, maximum=1)
+    found = zip(shown.pred_classes.tolist(), shown.scores.tolist(), strict=True)
+    labels = [f"{names[c] if names else f'class {c}'} {score:.0%}" for c, score in found]
+    visualizer.overlay_instances(
+        boxes=shown.pred_boxes,
+        labels=labels,
+        masks=list(shown.pred_masks.numpy()) if shown.has("pred_masks") else None,
+        keypoints=shown.pred_keypoints if shown.has("pred_keypoints") else None,
+        assigned_colors=[palette[c % len(palette)] for c in shown.pred_classes.tolist()],
+        alpha=0.4,
+    )
+    return visualizer.output.get_image()
+
+
+def enlargement(image: np.ndarray) -> int:
+    """How many times as large a picture is drawn."""
+    return math.ceil(READABLE / min(image.shape[:2]))
+
+
+def enlarge(image: np.ndarray) -> np.ndarray:
+    """An image, ``enlargement(image)`` times as large."""
+    times = enlargement(image)
+    return image.repeat(times, axis=0).repeat(times, axis=1)
+
+
+class ActionOverlay:
+    """Boxes of people and their likeliest actions, drawn once and laid over many frames.
+
+    Args:
+        instances: with ``pred_boxes`` and ``scores`` (people, classes).
+        names: of the classes.
+        min_score: actions below it are not named.
+    """
+
+    def __init__(self, instances: Instances, names: list[str], min_score: float):
+        self._drawing = None
+        if len(instances) == 0:
+            return
+        labels = [_label(scores, names, min_score) for scores in instances.scores.tolist()]
+        # What comes out on black is the drawing; where it differs from that on white, one sees through it.
+        black, white = (self._draw(instances, labels, ground) for ground in (0, 255))
+        self._drawing = black.astype(np.uint16)
+        self._see_through = white.astype(np.uint16) - black
+
+    @staticmethod
+    def _draw(instances: Instances, labels: list[str], ground: int) -> np.ndarray:
+        image = np.full((*instances.image_size, 3), ground, np.uint8)
+        visualizer = Visualizer(image, scale=enlargement(image))
+        colours = [PERSON_COLOUR] * len(instances)
+        visualizer.overlay_instances(boxes=instances.pred_boxes, labels=labels, assigned_colors=colours)
+        return visualizer.output.get_image()
+
+    def over(self, image: np.ndarray) -> np.ndarray:
+        """The overlay on (H, W, 3) uint8 RGB, ``enlargement(image)`` times as large."""
+        image = enlarge(image)
+        if self._drawing is None:
+            return image
+        return (self._drawing + image * self._see_through // 255).astype(np.uint8)
+
+
+def _label(scores: list[float], names: list[str], min_score: float) -> str:
+    best = sorted(zip(scores, names, strict=True), reverse=True)[:ACTIONS_SHOWN]
+    return "\n".join(f"{name} {score:.0%}" for score, name in best if score >= min_score)

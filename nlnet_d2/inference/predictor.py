@@ -1,0 +1,273 @@
+"""What a model finds in pictures, videos or a camera: objects frame by frame, or actions on key frames."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog, detection_utils
+from detectron2.data import transforms as T
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
+from detectron2.structures import Boxes, Instances
+from torch import nn
+
+from nlnet_d2.data.clip_transforms import ResizeShorterSide
+from nlnet_d2.data.datasets.ava import is_ava
+from nlnet_d2.data.frame_reader import VideoFile
+from nlnet_d2.engine.errors import ConfigError
+from nlnet_d2.engine.weights import load_complete
+from nlnet_d2.inference.clips import Clip, KeyFrame, PeopleFile, cut_clips, regular_key_frames
+from nlnet_d2.inference.config import predict_config
+from nlnet_d2.inference.sources import Camera, Failures, Picture, Source, find_sources, frames_of
+
+logger = logging.getLogger(__name__)
+
+AVA_FPS = 30.0
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was found in a picture, a frame of a video, or around a key frame.
+
+    Attributes:
+        source: the file or camera.
+        second: from its beginning; 0 for a picture.
+        image: (H, W, 3) uint8 RGB, the picture or (key) frame.
+        instances: on the CPU, in pixels of it. Of actions: ``pred_boxes``, ``scores`` (people, classes), and
+            ``person_scores`` where the model found the people.
+    """
+
+    source: Source
+    second: float
+    image: np.ndarray
+    instances: Instances
+
+
+def predict(
+    model_or_config: nn.Module | CfgNode | str | Path,
+    source: str | Path | int | Sequence,
+    *,
+    config: CfgNode | str | Path | None = None,
+    batch_size: int = 4,
+    boxes: str | Path | None = None,
+    every: float = 1.0,
+) -> Iterator[Instances]:
+    """Predictions for pictures or frames in turn, or for key frames where the model takes clips.
+
+    Args:
+        model_or_config: a config, or its file, with MODEL.WEIGHTS; or a model, with its ``config``.
+        source: an image or video file, a folder or glob of them, the number of a webcam, or a list of these.
+        batch_size: pictures or clips at once.
+        boxes: CSV in AVA's format with the people of clips; else the model finds them (MODEL.PEOPLE).
+        every: seconds from one key frame to the next, without ``boxes``.
+
+    Raises:
+        ConfigError, CheckpointError: at once; the model cannot be built, or does not suit the source.
+        DataError: nothing to read; or, when all else is done, files that could not be read to their end.
+    """
+    sources = find_sources(source)
+    predictor = build_predictor(model_or_config, config, batch_size=batch_size, boxes=boxes, every=every)
+    predictor.require(sources)
+    return (prediction.instances for prediction in run(predictor, sources))
+
+
+def run(predictor: "ObjectPredictor | ActionPredictor", sources: Sequence[Source]) -> Iterator[Prediction]:
+    """Predictions for all sources; a DataError at the end names those that failed."""
+    failures = Failures()
+    yield from predictor(sources, failures)
+    failures.raise_any(sources)
+
+
+def build_predictor(
+    model_or_config: nn.Module | CfgNode | str | Path,
+    config: CfgNode | str | Path | None = None,
+    *,
+    batch_size: int = 4,
+    boxes: str | Path | None = None,
+    every: float = 1.0,
+) -> "ObjectPredictor | ActionPredictor":
+    """The predictor for a model; arguments and errors are those of ``predict``."""
+    if batch_size < 1 or not every > 0:
+        raise ConfigError(f"expected a batch size and seconds above 0, got {batch_size} and {every}")
+    if isinstance(model_or_config, nn.Module):
+        if config is None:
+            raise ConfigError("a model needs its config, which says how pictures are prepared: config=...")
+        model, cfg = model_or_config, _read(config)
+    else:
+        cfg = _read(model_or_config)
+        model = trained_model(cfg)
+    if takes_clips(cfg):
+        return ActionPredictor(model.eval(), cfg, batch_size, boxes, every)
+    if boxes:
+        raise ConfigError(f"{cfg.MODEL.META_ARCHITECTURE} takes no boxes of people: it is no action model")
+    return ObjectPredictor(model.eval(), cfg, batch_size)
+
+
+def _read(config: CfgNode | str | Path) -> CfgNode:
+    return config if isinstance(config, CfgNode) else predict_config(str(config))
+
+
+def trained_model(cfg: CfgNode) -> nn.Module:
+    """The model of a config with MODEL.WEIGHTS, complete.
+
+    Raises:
+        ConfigError, CheckpointError: it cannot be built, or the weights do not fit.
+    """
+    try:
+        model = build_model(cfg)
+    except ValueError as error:
+        raise ConfigError(f"the model of this config cannot be built: {error}") from error
+    load_complete(model, cfg)
+    return model
+
+
+def takes_clips(cfg: CfgNode) -> bool:
+    """Whether the model of a config is one for clips, not for pictures."""
+    return getattr(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), "takes_clips", False)
+
+
+class ObjectPredictor:
+    """Objects in pictures and in every frame of videos, with the preparation of Detectron2's tests.
+
+    Args:
+        model: maps list[dict] with ``image``, ``height``, ``width`` to list[dict] with ``instances``.
+        cfg: its config.
+        batch_size: pictures at once; one, where a camera waits.
+    """
+
+    def __init__(self, model: nn.Module, cfg: CfgNode, batch_size: int = 4):
+        self.model, self.batch_size = model, batch_size
+        self.resize = T.AugmentationList(detection_utils.build_augmentation(cfg, is_train=False))
+        self.is_bgr = cfg.INPUT.FORMAT == "BGR"
+
+    def require(self, sources: Sequence[Source]) -> None:
+        """All kinds of sources will do."""
+
+    def __call__(self, sources: Sequence[Source], failures: Failures) -> Iterator[Prediction]:
+        frames = frames_of(sources, failures)
+        size = _batch_size(self.batch_size, sources)
+        while batch := list(islice(frames, size)):
+            found = self.detect([image for *_, image in batch])
+            yield from (Prediction(*frame, instances) for frame, instances in zip(batch, found, strict=True))
+
+    @torch.no_grad()
+    def detect(self, images: Sequence[np.ndarray]) -> list[Instances]:
+        """For each (H, W, 3) uint8 RGB image its instances, on the CPU, in its pixels."""
+        outputs = self.model([self.prepare(image) for image in images])
+        if "instances" not in outputs[0]:
+            raise ConfigError(f"expected a model that finds instances, but this one gives {list(outputs[0])}")
+        return [output["instances"].to("cpu") for output in outputs]
+
+    def prepare(self, image: np.ndarray) -> dict:
+        """The model's input for an (H, W, 3) uint8 RGB image."""
+        prepared = T.AugInput(image[:, :, ::-1] if self.is_bgr else image)
+        self.resize(prepared)
+        pixels = torch.from_numpy(np.ascontiguousarray(prepared.image.transpose(2, 0, 1)))
+        return {"image": pixels, "height": image.shape[0], "width": image.shape[1]}
+
+
+class ActionPredictor:
+    """Actions of people in videos, on key frames; no person is followed from one to the next.
+
+    Clips are seen at the frame rate of the data set that the config names, else AVA's.
+
+    Args:
+        model: an ``ActionRCNN``.
+        cfg: its config.
+        batch_size: clips at once; one, where a camera waits.
+        boxes: CSV of people, see ``PeopleFile``; None: the model finds them.
+        every: seconds from one key frame to the next, without ``boxes``.
+
+    Raises:
+        ConfigError: neither boxes nor a model that finds people.
+        DataError: see ``PeopleFile``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        cfg: CfgNode,
+        batch_size: int = 4,
+        boxes: str | Path | None = None,
+        every: float = 1.0,
+    ):
+        if boxes is None and not cfg.MODEL.PEOPLE.NAME:
+            raise ConfigError(
+                "nobody says where the people are: name a detector (--people-config and --people-weights), "
+                "a CSV of boxes (--boxes), or a model that finds them (MODEL.PEOPLE.NAME)"
+            )
+        self.model, self.batch_size, self.every = model, batch_size, every
+        self.clip, self.fps = cfg.INPUT.CLIP, clip_rate(cfg)
+        self.people = None if boxes is None else PeopleFile(boxes, self.clip.PERSON_SCORE_TEST)
+
+    def require(self, sources: Sequence[Source]) -> None:
+        """
+        Raises:
+            ConfigError: a source has no clips.
+        """
+        for source in sources:
+            if isinstance(source, Picture):
+                raise ConfigError(f"{source.path}: an action model needs a video, and this is none")
+            if isinstance(source, Camera) and self.people:
+                raise ConfigError(f"{source.name}: boxes on file are for videos, not for a camera")
+
+    def __call__(self, sources: Sequence[Source], failures: Failures) -> Iterator[Prediction]:
+        for source in sources:
+            with failures.kept(source):
+                yield from self._of_source(source)
+
+    def _of_source(self, source: Source) -> Iterator[Prediction]:
+        size = ResizeShorterSide(self.clip.SIZE_TEST, self.clip.SIZE_TEST)
+        clips = cut_clips(
+            source.frames(self.fps),
+            self._key_frames(source),
+            self.clip.NUM_FRAMES,
+            self.clip.STRIDE,
+            lambda image: size.get_transform(image).apply_image(image),
+        )
+        people = count = 0
+        while batch := list(islice(clips, _batch_size(self.batch_size, [source]))):
+            for clip, instances in zip(batch, self.detect(batch), strict=True):
+                count, people = count + 1, people + len(instances)
+                yield Prediction(source, clip.key.second, clip.image, instances)
+        if not people:
+            logger.warning("%s: nobody was found on its %d key frames", source.name, count)
+
+    def _key_frames(self, source: Source) -> Iterator[KeyFrame]:
+        if self.people is None:
+            return regular_key_frames(self.every, self.fps)
+        length = VideoFile.open(source.path, self.fps).num_frames
+        return iter(self.people.key_frames(Path(source.path).stem, self.fps, length))
+
+    @torch.no_grad()
+    def detect(self, clips: Sequence[Clip]) -> list[Instances]:
+        """For each clip its people, on the CPU, in pixels of its key frame."""
+        return [
+            output["instances"].to("cpu") for output in self.model([prepare_clip(clip) for clip in clips])
+        ]
+
+
+def prepare_clip(clip: Clip) -> dict:
+    """The model's input for a clip."""
+    frames = torch.from_numpy(np.ascontiguousarray(clip.frames.transpose(3, 0, 1, 2)))  # (3, T, h, w)
+    inputs = {"clip": frames, "height": clip.image.shape[0], "width": clip.image.shape[1]}
+    if clip.key.boxes is None:
+        return inputs | {"key_frame": torch.from_numpy(np.ascontiguousarray(clip.image.transpose(2, 0, 1)))}
+    height, width = frames.shape[2:]
+    return inputs | {"boxes": Boxes(torch.from_numpy(clip.key.boxes) * torch.tensor([width, height] * 2))}
+
+
+def _batch_size(wanted: int, sources: Sequence[Source]) -> int:
+    return 1 if any(isinstance(source, Camera) for source in sources) else wanted
+
+
+def clip_rate(cfg: CfgNode) -> float:
+    """Frames per second of the clips that a model was trained on, as its data sets say; else AVA's."""
+    for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
+        if is_ava(name):
+            return MetadataCatalog.get(name).source.fps
+    return AVA_FPS
