@@ -28,6 +28,7 @@ except ImportError:  # only videos need it, not folders of frames
 # out to lie behind it (open groups of pictures, coarse indices), further back.
 LEADS = (0.0, 5.0, 60.0, inf)
 MISSING_END = 0.5  # seconds by which a file may be shorter than its header says
+# Of a stream of Matroska, whose header gives but the length of the longest: the sound may be longer.
 _DURATION = re.compile(r"(\d+):(\d+):(\d+\.?\d*)")
 
 
@@ -115,9 +116,7 @@ class VideoFile:
             height, width = _pixels(first).shape[:2]
             if stream.duration:
                 seconds = stream.duration * stream.time_base
-            elif tag := _DURATION.match(
-                stream.metadata.get("DURATION", "")
-            ):  # Matroska: the sound may be longer
+            elif tag := _DURATION.match(stream.metadata.get("DURATION", "")):
                 hours, minutes, rest = (Fraction(number) for number in tag.groups())
                 seconds = 3600 * hours + 60 * minutes + rest
             elif container.duration:

@@ -10,7 +10,6 @@ from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from nlnet_d2.checkpoint import load_weights
 from nlnet_d2.checkpoint.checkpointer import CheckpointError, TrainingCheckpointer
 from nlnet_d2.data.check import check_datasets
 from nlnet_d2.data.errors import DataError
@@ -18,6 +17,7 @@ from nlnet_d2.engine.config import argument_parser, load_config, register_data
 from nlnet_d2.engine.errors import ConfigError, exit_code
 from nlnet_d2.engine.launch import launch
 from nlnet_d2.engine.trainer import Trainer
+from nlnet_d2.engine.weights import load_complete
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +75,7 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> dict:
     if resume:
         TrainingCheckpointer(model, cfg.OUTPUT_DIR).resume()
     elif cfg.MODEL.WEIGHTS:
-        report = load_weights(model, cfg.MODEL.WEIGHTS)
-        report.require_complete(allow_missing=report.unexpected)  # a mask head may stay behind, say
+        load_complete(model, cfg)
     else:
         raise CheckpointError(
             "--eval-only needs weights: MODEL.WEIGHTS, or --resume for the last of OUTPUT_DIR"
