@@ -16,6 +16,7 @@ from nlnet_d2.data.errors import DataError
 from nlnet_d2.engine.config import argument_parser, load_config, register_data
 from nlnet_d2.engine.errors import ConfigError, exit_code
 from nlnet_d2.engine.launch import launch
+from nlnet_d2.engine.launches import noted
 from nlnet_d2.engine.trainer import Trainer
 from nlnet_d2.engine.weights import load_complete
 
@@ -46,11 +47,12 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> dict | None:
             f"DATASETS.{key} \"['mine']\""
         )
     set_up(cfg, args)
-    if args.eval_only:
-        return evaluate(cfg, args.resume)
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+    with noted(cfg.OUTPUT_DIR):
+        if args.eval_only:
+            return evaluate(cfg, args.resume)
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        return trainer.train()
 
 
 def set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
