@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.utils.logger import setup_logger
+from tiny_clips import write_tiny_clips
 from tiny_run import write_tiny_data
 
 
@@ -42,4 +43,12 @@ def tiny_data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
     write_tiny_data(folder / "train", images=12)
     write_tiny_data(folder / "val", images=3, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_clips(tmp_path_factory):
+    """A folder with the data of the runs of ``tiny_clips``."""
+    folder = tmp_path_factory.mktemp("tiny_clips")
+    write_tiny_clips(folder)
     return folder

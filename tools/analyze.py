@@ -74,7 +74,9 @@ def analyze_config(args: argparse.Namespace) -> tuple[tuple[int, ...], Complexit
         ConfigError: the config cannot be read, the model not be built, or the size does not fit.
     """
     options = [*args.opts, "DATASETS.TRAIN", "()", "DATASETS.TEST", "()"]  # no data is needed
-    cfg = load_config(argparse.Namespace(config_file=args.config_file, opts=options, dataset=[]))
+    cfg = load_config(
+        argparse.Namespace(config_file=args.config_file, opts=options, dataset=[], ava_dataset=[])
+    )
     default = zoo.input_size(cfg)
     size = (3, *args.input_size) if args.input_size else default
     if len(size) != len(default) or min(size) < 1:

@@ -79,7 +79,9 @@ def convert_file(args: argparse.Namespace) -> None:
     """
     options = [*args.opts, "DATASETS.TRAIN", "()", "DATASETS.TEST", "()"]  # no data is needed
     model = build_on_meta(
-        load_config(argparse.Namespace(config_file=args.config_file, opts=options, dataset=[]))
+        load_config(
+            argparse.Namespace(config_file=args.config_file, opts=options, dataset=[], ava_dataset=[])
+        )
     )
     conversion = convert(read_tensors(local_path(args.source)), model, args.origin)
     print(conversion.report)

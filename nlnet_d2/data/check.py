@@ -1,7 +1,8 @@
-"""Checks of COCO-format data before a run starts: every problem with its file, item, key and remedy.
+"""Checks of data before a run starts: every problem with its file, item, key and remedy.
 
 Detectron2's loader drops some bad annotations silently, and passes others on until a worker process dies of
-them hours later. ``check_coco`` finds them all; ``check_datasets`` stops a run that would train on them.
+them hours later. ``check_coco`` finds them all, ``ava_check`` does it for clips; ``check_datasets`` stops a
+run that would train on them.
 """
 
 import json
@@ -9,6 +10,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from multiprocessing.pool import ThreadPool
@@ -17,6 +19,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
 from nlnet_d2.data.annotation_check import AnnotationCheck
+from nlnet_d2.data.ava_check import check_ava
+from nlnet_d2.data.datasets.ava import AvaSource, ava_source, is_ava
 from nlnet_d2.data.errors import DataError, Finding, has_id, item_name
 from nlnet_d2.data.image_files import image_problem
 from nlnet_d2.data.paths import safe_join
@@ -35,10 +39,10 @@ RECORD_KEYS = {
 
 
 def check_datasets(names, train: bool, mask_format: str | None = None, keypoints: bool = False) -> None:
-    """Check data sets of COCO kind by their registered names; log one line per kind of warning.
+    """Check data sets of COCO's and AVA's kinds by their registered names; log one line per kind of warning.
 
     Args:
-        train: whether they are trained on; only then must a file have annotations.
+        train: whether they are trained on; only then must a COCO file have annotations.
         mask_format: INPUT.MASK_FORMAT where masks are trained, else None.
         keypoints: whether keypoints are trained.
 
@@ -47,12 +51,14 @@ def check_datasets(names, train: bool, mask_format: str | None = None, keypoints
     """
     errors = []
     for name in names:
-        metadata = MetadataCatalog.get(name)
-        if metadata.get("evaluator_type") != "coco" or not metadata.get("json_file"):
-            logger.info("Data set %s is not in COCO format: its files are not checked", name)
+        files = files_of(name)
+        if files is None:
+            logger.info("Data set %s is in neither format, COCO's or AVA's: its files are not checked", name)
             continue
-        _require_files(name, metadata.json_file, metadata.image_root)
-        findings = check_coco(metadata.json_file, metadata.image_root, train, mask_format, keypoints)
+        if isinstance(files, AvaSource):
+            findings = check_ava(files)[1]
+        else:
+            findings = check_coco(*files, train, mask_format, keypoints)
         errors += [finding for finding in findings if finding.severity == "error"]
         _log_warnings(name, [finding for finding in findings if finding.severity == "warning"])
     if errors:
@@ -61,25 +67,43 @@ def check_datasets(names, train: bool, mask_format: str | None = None, keypoints
         raise DataError(f"{len(errors)} problem(s) in the data:\n{shown}{more}")
 
 
-def _require_files(name: str, json_file: str, image_root: str) -> None:
-    if not os.path.exists(json_file):
-        try:
-            DatasetCatalog.get(name)  # an embedded data set is drawn by this
-        except FileNotFoundError:
-            raise DataError(_absent_message(name, json_file, image_root)) from None
-    if not os.path.isdir(image_root):
-        raise DataError(_absent_message(name, json_file, image_root))
+def files_of(name: str) -> AvaSource | tuple[str, str] | None:
+    """The files of a registered data set: of clips, or a JSON file and a folder of images, or neither.
+
+    An embedded data set is drawn if it is not there.
+
+    Raises:
+        DataError: they are not there.
+    """
+    metadata = MetadataCatalog.get(name)
+    if is_ava(name):
+        with suppress(DataError):
+            ava_source(name)
+        files = metadata.source
+        paths = files.annotations, files.videos
+        origin = "AVA: https://research.google.com/ava/download.html", "DATASETS.REGISTER_AVA"
+    elif metadata.get("evaluator_type") == "coco" and metadata.get("json_file"):
+        files = paths = metadata.json_file, metadata.image_root
+        if not os.path.exists(metadata.json_file):
+            with suppress(FileNotFoundError):
+                DatasetCatalog.get(name)
+        origin = "COCO: https://cocodataset.org/#download", "DATASETS.REGISTER"
+    else:
+        return None
+    if not (os.path.exists(paths[0]) and os.path.isdir(paths[1])):
+        raise DataError(_absent_message(name, *paths, *origin))
+    return files
 
 
-def _absent_message(name: str, json_file: str, image_root: str) -> str:
+def _absent_message(name: str, file: str, folder: str, download: str, key: str) -> str:
     root = os.environ.get("DETECTRON2_DATASETS")
     setting = f"is {root!r}" if root else "is not set, which means ./datasets"
     return (
         f"the files of data set {name!r} are not there. Expected:\n"
-        f"  {os.path.abspath(json_file)}\n  {os.path.join(os.path.abspath(image_root), '*')}\n"
+        f"  {os.path.abspath(file)}\n  {os.path.join(os.path.abspath(folder), '*')}\n"
         f"Built-in data sets are looked for in the folder DETECTRON2_DATASETS, which {setting} (seen from "
-        f"{os.getcwd()}). Download the data (COCO: https://cocodataset.org/#download) and unpack them so, or "
-        "set DETECTRON2_DATASETS to where they are; name your own data in DATASETS.REGISTER"
+        f"{os.getcwd()}). Download the data ({download}) and unpack them so, or set DETECTRON2_DATASETS to "
+        f"where they are; name your own data in {key}"
     )
 
 

@@ -22,9 +22,14 @@ from detectron2.modeling import (
 
 from nlnet_d2.blocks.base import nearest
 from nlnet_d2.config import add_nlnet_config
+from nlnet_d2.config.files import read_yaml
+from nlnet_d2.data.clip_transforms import SAMPLINGS
+from nlnet_d2.data.datasets.ava import WITHOUT_PEOPLE, action_names, is_ava, register_ava_from_config
 from nlnet_d2.data.datasets.coco import num_classes, num_keypoints, register_from_config
 from nlnet_d2.data.errors import DataError
 from nlnet_d2.engine.errors import ConfigError
+from nlnet_d2.engine.precision import training_precision
+from nlnet_d2.evaluation.frame_map import PROTOCOLS
 from nlnet_d2.layers.norm import GROUPS
 
 logger = logging.getLogger(__name__)
@@ -38,6 +43,12 @@ REGISTRIES = {
     "MODEL.ROI_MASK_HEAD.NAME": ROI_MASK_HEAD_REGISTRY,
     "MODEL.ROI_KEYPOINT_HEAD.NAME": ROI_KEYPOINT_HEAD_REGISTRY,
 }
+CHOICES = {
+    "SOLVER.AMP.PRECISION": ("auto", "fp16", "bf16"),
+    "INPUT.CLIP.SCALE_SAMPLING": SAMPLINGS,
+    "INPUT.CLIP.WITHOUT_PEOPLE": WITHOUT_PEOPLE,
+    "TEST.AVA_PROTOCOL": tuple(PROTOCOLS),
+}
 COCO_KEYPOINTS = 17  # those whose OKS sigmas the evaluation knows
 # Where a norm may stand, and the channels that it normalises.
 GROUPED = [
@@ -49,7 +60,7 @@ NO_MODULE = ("", "PrecomputedProposals")  # values that Detectron2 understands w
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """Detectron2's own flags, and ``--dataset``."""
+    """Detectron2's own flags, ``--dataset`` and ``--ava-dataset``."""
     parser = default_argument_parser()
     parser.add_argument(
         "--dataset",
@@ -58,6 +69,14 @@ def argument_parser() -> argparse.ArgumentParser:
         default=[],
         metavar=("NAME", "JSON", "IMAGE_DIR"),
         help="register COCO-format data under a name for DATASETS.TRAIN and DATASETS.TEST (repeatable)",
+    )
+    parser.add_argument(
+        "--ava-dataset",
+        nargs=4,
+        action="append",
+        default=[],
+        metavar=("NAME", "CSV", "LABEL_MAP", "VIDEO_DIR"),
+        help="the same for clips in AVA's format; the rest: DATASETS.REGISTER_AVA (repeatable)",
     )
     return parser
 
@@ -70,19 +89,21 @@ def load_config(args: argparse.Namespace) -> CfgNode:
 
     Raises:
         ConfigError: a file, key, value or name that does not exist or fit.
-        DataError: a data set given by ``--dataset`` or DATASETS.REGISTER that cannot be read.
+        DataError: a data set given by a flag, DATASETS.REGISTER or REGISTER_AVA that cannot be read.
     """
     cfg = get_cfg()
     add_nlnet_config(cfg)
     given = set(_merge_file(cfg, args.config_file)) if args.config_file else set()
     given |= _merge_options(cfg, args.opts)
-    for name, json_file, image_root in args.dataset:
-        cfg.DATASETS.REGISTER = [
-            *cfg.DATASETS.REGISTER,
-            {"NAME": name, "JSON": json_file, "IMAGES": image_root},
-        ]
+    for key, flags, fields in (
+        ("REGISTER", args.dataset, ("NAME", "JSON", "IMAGES")),
+        ("REGISTER_AVA", args.ava_dataset, ("NAME", "ANNOTATIONS", "LABEL_MAP", "VIDEOS")),
+    ):
+        cfg.DATASETS[key] = [*cfg.DATASETS[key], *(dict(zip(fields, words, strict=True)) for words in flags)]
     _check_names(cfg)
+    _check_choices(cfg)
     _check_groups(cfg)
+    _refuse_pickles(cfg)
     register_data(cfg)
     _fit_to_data(cfg, given)
     _fit_to_machine(cfg, given)
@@ -91,17 +112,17 @@ def load_config(args: argparse.Namespace) -> CfgNode:
 
 
 def register_data(cfg: CfgNode) -> None:
-    """Register DATASETS.REGISTER, and see that all data sets named in the config exist."""
+    """Register DATASETS.REGISTER and REGISTER_AVA, and see that all data sets named in the config exist."""
     try:
         register_from_config(cfg)
+        register_ava_from_config(cfg)
     except (OSError, ValueError) as error:
         raise DataError(str(error)) from error
     for key in ("TRAIN", "TEST"):
         for name in cfg.DATASETS[key]:
             if name not in DatasetCatalog:
-                hint = suggest(
-                    name, DatasetCatalog.list(), "register your own with --dataset NAME JSON IMAGE_DIR"
-                )
+                otherwise = "register your own with --dataset or --ava-dataset, see --help"
+                hint = suggest(name, DatasetCatalog.list(), otherwise)
                 raise ConfigError(f"DATASETS.{key}: no data set is named {name!r}; {hint}")
 
 
@@ -113,20 +134,23 @@ def suggest(word: str, known: list[str], otherwise: str) -> str:
 
 def _merge_file(cfg: CfgNode, path: str) -> Iterator[str]:
     """Merge a YAML file and its bases; yields the keys that it sets."""
+    content = _read_file(path)
+    _merge(cfg, path, lambda: cfg.merge_from_file(path, allow_unsafe=False))
+    return leaves(content)
+
+
+def _read_file(path: str) -> dict:
+    """A YAML file with its bases, read without running anything."""
     try:
-        content = CfgNode.load_yaml_with_base(path, allow_unsafe=False)
+        return read_yaml(path)
     except OSError as error:
-        raise ConfigError(f"--config-file {path}: {error.strerror or error}") from error
+        raise ConfigError(f"config file {error.filename or path}: {error.strerror or error}") from error
     except yaml.constructor.ConstructorError as error:
         raise ConfigError(
             f"{path}: {error.problem}{error.problem_mark}: tags that run Python are refused; write the value"
         ) from error
-    except (yaml.YAMLError, AssertionError) as error:
+    except (yaml.YAMLError, AssertionError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: a config is a map of keys, got {type(content).__name__}")
-    _merge(cfg, path, lambda: cfg.merge_from_file(path, allow_unsafe=False))
-    return leaves(content)
 
 
 def _merge_options(cfg: CfgNode, options: list[str]) -> set[str]:
@@ -197,6 +221,13 @@ def _check_names(cfg: CfgNode) -> None:
             raise ConfigError(f"{key}: nothing is registered as {name!r}; {hint}")
 
 
+def _check_choices(cfg: CfgNode) -> None:
+    for key, choices in CHOICES.items():
+        if lookup(cfg, key) not in choices:
+            known = f"{', '.join(choices[:-1])} or {choices[-1]}"
+            raise ConfigError(f"{key} is {known}, got {lookup(cfg, key)!r}")
+
+
 def _check_groups(cfg: CfgNode) -> None:
     """Stock modules would fail on GN with a message that names no key."""
     for section, channels in GROUPED:
@@ -208,6 +239,14 @@ def _check_groups(cfg: CfgNode) -> None:
             )
 
 
+def _refuse_pickles(cfg: CfgNode) -> None:
+    if cfg.MODEL.LOAD_PROPOSALS:
+        raise ConfigError(
+            "MODEL.LOAD_PROPOSALS: files of proposals are pickles, which Detectron2 runs; leave it False and "
+            "take the proposals of a network (MODEL.PROPOSAL_GENERATOR.NAME RPN)"
+        )
+
+
 def _fit_to_machine(cfg: CfgNode, given: set[str]) -> None:
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         if "MODEL.DEVICE" in given:
@@ -216,10 +255,7 @@ def _fit_to_machine(cfg: CfgNode, given: set[str]) -> None:
                 "add MODEL.DEVICE cpu"
             )
         cfg.MODEL.DEVICE = "cpu"
-    if cfg.SOLVER.AMP.PRECISION not in ("auto", "fp16", "bf16"):
-        raise ConfigError(f"SOLVER.AMP.PRECISION is auto, fp16 or bf16, got {cfg.SOLVER.AMP.PRECISION!r}")
-    if cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.PRECISION == "fp16":
-        raise ConfigError("SOLVER.AMP.PRECISION fp16 does not train on a CPU: use bf16, or auto")
+    training_precision(cfg)  # raises what the trainer would, before the data are read
 
 
 def _fit_to_data(cfg: CfgNode, given: set[str]) -> None:
@@ -227,6 +263,46 @@ def _fit_to_data(cfg: CfgNode, given: set[str]) -> None:
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     if not names:
         return
+    _check_kind(cfg, names)
+    if is_ava(names[0]):
+        _fit_actions(cfg, names, given)
+    else:
+        _fit_objects(cfg, names, given)
+
+
+def _check_kind(cfg: CfgNode, names: list[str]) -> None:
+    """Data sets and model must agree on what they are about: images or clips."""
+    clips = [name for name in names if is_ava(name)]
+    if clips and len(clips) < len(names):
+        images = [name for name in names if name not in clips]
+        raise ConfigError(
+            f"DATASETS: {', '.join(clips)} are clips, {', '.join(images)} images: name one kind"
+        )
+    name = cfg.MODEL.META_ARCHITECTURE
+    if getattr(META_ARCH_REGISTRY.get(name), "takes_clips", False) != bool(clips):
+        kind, other = ("clips", "images") if clips else ("images", "clips")
+        raise ConfigError(
+            f"MODEL.META_ARCHITECTURE: {name} takes {other}, but {', '.join(names)} are {kind}; clips need "
+            "ActionRCNN, or a class with the attribute takes_clips = True"
+        )
+
+
+def _fit_actions(cfg: CfgNode, names: list[str], given: set[str]) -> None:
+    try:
+        classes = {name: action_names(name) for name in names}
+    except DataError as error:  # the check of the data says more, where a run needs them
+        logger.info("MODEL.ACTION_HEAD.NUM_CLASSES is not compared with the data: %s", error)
+        return
+    different = [name for name in names if classes[name] != classes[names[0]]]
+    if different:
+        raise ConfigError(
+            f"DATASETS: {names[0]} and {different[0]} have different label maps: name one of them"
+        )
+    number, key = len(classes[names[0]]), "MODEL.ACTION_HEAD.NUM_CLASSES"
+    _fit(cfg, key, number, given, f"classes in {', '.join(names)}")
+
+
+def _fit_objects(cfg: CfgNode, names: list[str], given: set[str]) -> None:
     try:
         classes, keypoints = num_classes(names), num_keypoints(names)
     except ValueError as error:

@@ -10,7 +10,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
 import torch
-from detectron2.data import DatasetFromList, MapDataset, get_detection_dataset_dicts
+from detectron2.data import (
+    DatasetFromList,
+    MapDataset,
+    build_detection_test_loader,
+    get_detection_dataset_dicts,
+)
 from detectron2.data.build import trivial_batch_collator
 from detectron2.data.samplers import (
     RandomSubsetTrainingSampler,
@@ -22,7 +27,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nlnet_d2.blocks.base import nearest
 from nlnet_d2.data.augmentation import build_mapper
-from nlnet_d2.engine.errors import ConfigError
+from nlnet_d2.data.clip_mapper import ClipMapper, clip_records
+from nlnet_d2.data.datasets.ava import is_ava
+from nlnet_d2.engine.errors import STOP_SIGNALS, ConfigError
 from nlnet_d2.engine.seeding import seeded
 
 STEP, SAMPLE = 0, 1  # the streams of random numbers: one per iteration, one per sample
@@ -55,8 +62,9 @@ class SeededSamples(Dataset):
 
 
 def _outlive_signals(worker: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM reach loader workers too: let the running iteration end first."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ctrl-C and a scheduler's signals reach loader workers too: let the running iteration end first."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
 
 
@@ -105,20 +113,21 @@ class TrainLoader:
         )
 
 
-def _sampler_maker(cfg, dicts: list[dict]) -> Callable[[int], Sampler]:
+def _sampler_maker(cfg, dicts: list[dict], are_clips: bool) -> Callable[[int], Sampler]:
     loader = cfg.DATALOADER
     samplers = {
         "TrainingSampler": lambda seed: TrainingSampler(len(dicts), seed=seed),
-        "RepeatFactorTrainingSampler": lambda seed: RepeatFactorTrainingSampler(
-            RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-                dicts, loader.REPEAT_THRESHOLD
-            ),
-            seed=seed,
-        ),
         "RandomSubsetTrainingSampler": lambda seed: RandomSubsetTrainingSampler(
             len(dicts), loader.RANDOM_SUBSET_RATIO, seed_shuffle=seed, seed_subset=seed
         ),
     }
+    if not are_clips:  # they have no categories to repeat by
+        samplers["RepeatFactorTrainingSampler"] = lambda seed: RepeatFactorTrainingSampler(
+            RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+                dicts, loader.REPEAT_THRESHOLD
+            ),
+            seed=seed,
+        )
     if loader.SAMPLER_TRAIN not in samplers:
         hint = nearest(loader.SAMPLER_TRAIN, list(samplers))
         raise ConfigError(f"DATALOADER.SAMPLER_TRAIN: unknown {loader.SAMPLER_TRAIN!r}; {hint}")
@@ -126,26 +135,46 @@ def _sampler_maker(cfg, dicts: list[dict]) -> Callable[[int], Sampler]:
 
 
 def build_train_loader(cfg, mapper: Callable[[dict], dict] | None = None) -> TrainLoader:
-    """The loader of DATASETS.TRAIN; ``mapper`` defaults to that of INPUT.
+    """The loader of DATASETS.TRAIN, images or clips; ``mapper`` defaults to that of INPUT.
 
     Raises:
         ConfigError: the batch cannot be divided among the processes, or an unknown sampler.
     """
-    world_size, total = comm.get_world_size(), cfg.SOLVER.IMS_PER_BATCH
-    if total % world_size or total < 1:
-        raise ConfigError(f"SOLVER.IMS_PER_BATCH = {total} must be a multiple of the {world_size} processes")
+    world_size, total, parts = comm.get_world_size(), cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE
+    if total < 1 or parts < 1 or total % (world_size * parts):
+        raise ConfigError(
+            f"SOLVER.IMS_PER_BATCH = {total} must be a multiple of {world_size} (processes) x {parts} "
+            "(SOLVER.ACCUMULATE)"
+        )
+    are_clips = is_ava(cfg.DATASETS.TRAIN[0])
+    dicts = clip_records(cfg, cfg.DATASETS.TRAIN, is_train=True) if are_clips else _image_records(cfg)
+    own_mapper = ClipMapper if are_clips else build_mapper
+    return TrainLoader(
+        dicts,
+        mapper or own_mapper(cfg, is_train=True),
+        _sampler_maker(cfg, dicts, are_clips),
+        batch_size=total // world_size,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        group_by_aspect=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+    )
+
+
+def _image_records(cfg) -> list[dict]:
     keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
-    dicts = get_detection_dataset_dicts(
+    return get_detection_dataset_dicts(
         cfg.DATASETS.TRAIN,
         filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
         min_keypoints=keypoints,
         proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
     )
-    return TrainLoader(
-        dicts,
-        mapper or build_mapper(cfg, is_train=True),
-        _sampler_maker(cfg, dicts),
-        batch_size=total // world_size,
+
+
+def build_test_loader(cfg, dataset_name: str) -> DataLoader:
+    """Detectron2's loader of one data set of DATASETS.TEST, images or clips; each once, one by one."""
+    if not is_ava(dataset_name):
+        return build_detection_test_loader(cfg, dataset_name)
+    return build_detection_test_loader(
+        clip_records(cfg, [dataset_name], is_train=False),
+        mapper=ClipMapper(cfg, is_train=False),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
-        group_by_aspect=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
     )

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 
 import torch
 from detectron2.engine import SimpleTrainer
@@ -9,6 +10,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from nlnet_d2.engine.errors import Diverged
 from nlnet_d2.engine.loader import TrainLoader
@@ -23,6 +25,9 @@ class TrainStep(SimpleTrainer):
     Args:
         model, data_loader, optimizer: as in ``SimpleTrainer``.
         precision: torch.float16 (with loss scaling), torch.bfloat16, or None for no mixed precision.
+        accumulate: parts in which each batch goes through the model, one after the other: less memory, the
+            same update as far as the loss is a mean over images and no norm looks at the batch. (The losses
+            of boxes and masks are means over the objects of a part.)
 
     Attributes:
         stop_requested: set it to ask all processes to stop.
@@ -35,10 +40,11 @@ class TrainStep(SimpleTrainer):
         data_loader,
         optimizer: torch.optim.Optimizer,
         precision: torch.dtype | None = None,
+        accumulate: int = 1,
     ):
         super().__init__(model, data_loader, optimizer)
         self.device = next(model.parameters()).device
-        self.precision = precision
+        self.precision, self.accumulate = precision, accumulate
         self.grad_scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
         self.stop_requested = self.stop = False
 
@@ -49,11 +55,11 @@ class TrainStep(SimpleTrainer):
         start = time.perf_counter()
         batch = next(self._data_loader_iter)
         get_event_storage().put_scalar("data_time", time.perf_counter() - start)
-        with torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision is not None):
-            losses = self._forward(batch)
         self.optimizer.zero_grad()
-        self.grad_scaler.scale(sum(losses.values())).backward()
-        self._report(losses, batch)
+        parts = [batch[i :: self.accumulate] for i in range(self.accumulate)]
+        losses = [self._accumulate(part, is_last=part is parts[-1]) for part in parts]
+        means = {name: sum(part[name] for part in losses) / len(losses) for name in losses[0]}
+        self._report(means, batch)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
@@ -70,6 +76,18 @@ class TrainStep(SimpleTrainer):
         if state_dict.get("grad_scaler"):  # empty where the run had none
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
 
+    def _accumulate(self, part: list[dict], is_last: bool) -> dict[str, torch.Tensor]:
+        """Add the gradients of a part of the batch to those there; returns its losses.
+
+        The processes exchange the sum of all parts, with the last one.
+        """
+        wait = isinstance(self.model, DistributedDataParallel) and not is_last
+        with self.model.no_sync() if wait else nullcontext():
+            with torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision is not None):
+                losses = self._forward(part)
+            self.grad_scaler.scale(sum(losses.values()) / self.accumulate).backward()
+        return {name: loss.detach().float() for name, loss in losses.items()}
+
     def _forward(self, batch: list[dict]) -> dict[str, torch.Tensor]:
         try:
             return self.model(batch)
@@ -78,7 +96,7 @@ class TrainStep(SimpleTrainer):
 
     def _report(self, losses: Mapping[str, torch.Tensor], batch: list[dict]) -> None:
         """Store the losses, averaged over all processes in one transfer together with the stop flag."""
-        own = torch.stack([loss.detach().float() for loss in losses.values()])
+        own = torch.stack(list(losses.values()))
         shared = torch.cat([own, own.new_tensor([self.stop_requested])])
         if comm.get_world_size() > 1:
             dist.all_reduce(shared)
@@ -102,4 +120,8 @@ class TrainStep(SimpleTrainer):
 
 
 def _file_names(batch: list[dict]) -> list[str]:
-    return [str(record.get("file_name", record.get("image_id"))) for record in batch]
+    return [
+        str(record.get("file_name", record.get("image_id", "")))
+        or f"video {record.get('video_id')}, second {record.get('second')}"
+        for record in batch
+    ]

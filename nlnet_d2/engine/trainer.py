@@ -5,7 +5,6 @@ import sys
 import weakref
 from pathlib import Path
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, TrainerBase, hooks
@@ -13,25 +12,37 @@ from detectron2.utils import comm
 
 from nlnet_d2.checkpoint import load_weights
 from nlnet_d2.checkpoint.checkpointer import CheckpointError, TrainingCheckpointer
+from nlnet_d2.engine.averaging import AverageWeights
 from nlnet_d2.engine.errors import ConfigError
-from nlnet_d2.engine.hooks import KeepBest, SeedIterations, StopOnSignal
+from nlnet_d2.engine.hooks import KeepBest, KeepLast, SeedIterations, StopOnSignal
 from nlnet_d2.engine.launch import distribute
-from nlnet_d2.engine.loader import TrainLoader, build_train_loader
+from nlnet_d2.engine.loader import TrainLoader, build_test_loader, build_train_loader
+from nlnet_d2.engine.precision import training_precision
 from nlnet_d2.engine.progress import ProgressBar
 from nlnet_d2.engine.step import TrainStep
+from nlnet_d2.evaluation.ava import AvaEvaluator
 from nlnet_d2.evaluation.coco import FastCOCOEvaluator
 from nlnet_d2.solver import build_optimizer
 
 logger = logging.getLogger(__name__)
 
+EMA = "ema"  # where the results of the averaged weights stand
 
-def training_precision(cfg: CfgNode) -> torch.dtype | None:
-    """SOLVER.AMP as a dtype; ``auto`` is float16 on a GPU, as in Detectron2, and bfloat16 on a CPU."""
-    if not cfg.SOLVER.AMP.ENABLED:
-        return None
-    auto = "bf16" if cfg.MODEL.DEVICE == "cpu" else "fp16"
-    name = auto if cfg.SOLVER.AMP.PRECISION == "auto" else cfg.SOLVER.AMP.PRECISION
-    return {"fp16": torch.float16, "bf16": torch.bfloat16}[name]
+
+def scaled_to_processes(cfg: CfgNode) -> CfgNode:
+    """Detectron2's linear scaling rule: with SOLVER.REFERENCE_WORLD_SIZE, the number of processes for which
+    the config was written, batch, learning rate and schedule follow from the number of those that run.
+
+    Raises:
+        ConfigError: the batch cannot be divided among the reference processes.
+    """
+    reference, batch = cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.IMS_PER_BATCH
+    if reference and batch % reference:
+        raise ConfigError(
+            f"SOLVER.IMS_PER_BATCH = {batch} is not a multiple of SOLVER.REFERENCE_WORLD_SIZE = {reference}, "
+            "the number of processes for which the config was written; 0 turns the scaling off"
+        )
+    return DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
 
 
 class Trainer(DefaultTrainer):
@@ -43,23 +54,25 @@ class Trainer(DefaultTrainer):
 
     Differences from DefaultTrainer: also CPU processes; mixed precision by SOLVER.AMP.PRECISION; saves the
     optimizer state (0.6 forgets it); stops on signals with everything saved; keeps the best model by
-    TEST.BEST_METRIC if TEST.EVAL_PERIOD is set; a progress bar on terminals; evaluates COCO-type data.
+    TEST.BEST_METRIC if TEST.EVAL_PERIOD is set; a progress bar on terminals; images or clips, evaluated by
+    COCO's or AVA's protocol as the data set says.
     """
 
     def __init__(self, cfg: CfgNode):
         super(DefaultTrainer, self).__init__()  # DefaultTrainer's own builds steps that need CUDA
-        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        cfg = scaled_to_processes(cfg)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
         model = distribute(model)
-        self._trainer = TrainStep(model, loader, optimizer, training_precision(cfg))
+        self._trainer = TrainStep(model, loader, optimizer, training_precision(cfg), cfg.SOLVER.ACCUMULATE)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = TrainingCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
+        self.average = self._build_average() if cfg.SOLVER.EMA.ENABLED else None
         self.register_hooks(self.build_hooks())
 
     @property
@@ -80,15 +93,16 @@ class Trainer(DefaultTrainer):
             self.start_iter = self.iter + 1
             logger.info("Resuming from %s at iteration %d of %d", path, self.start_iter, self.max_iter)
             return
-        if begun:
-            logger.warning("%s holds an earlier run: its files will be replaced", self.cfg.OUTPUT_DIR)
-        elif resume:
+        if resume:
             logger.warning("Nothing to resume in %s: starting a new run", self.cfg.OUTPUT_DIR)
         if self.cfg.MODEL.WEIGHTS:
             allowed = self.cfg.MODEL.WEIGHTS_ALLOW_MISSING
             load_weights(self.checkpointer.model, self.cfg.MODEL.WEIGHTS, allow_missing=allowed)
         else:
             logger.info("MODEL.WEIGHTS is empty: starting from random weights")
+        if begun:
+            comm.synchronize()  # MODEL.WEIGHTS may be among them
+            self.checkpointer.set_aside()
 
     def train(self) -> dict | None:
         """Train to the end; returns the metrics of the last evaluation."""
@@ -117,22 +131,45 @@ class Trainer(DefaultTrainer):
     def build_hooks(self) -> list:
         found = [hook for hook in super().build_hooks() if hook is not None]
         at = next(i for i, hook in enumerate(found) if isinstance(hook, hooks.EvalHook))
-        stop = StopOnSignal()
-        found[at : at + 1] = [stop, found[at], hooks.CallbackHook(after_step=stop.end_evaluation)]
+        stop, evaluation = StopOnSignal(), hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self.evaluate)
+        found[at : at + 1] = [stop, evaluation, hooks.CallbackHook(after_step=stop.end_evaluation)]
         if comm.is_main_process():
-            self._limit_checkpoints(found)
+            i = next(i for i, hook in enumerate(found) if isinstance(hook, hooks.PeriodicCheckpointer))
+            solver = self.cfg.SOLVER
+            found[i] = KeepLast(self.checkpointer, solver.CHECKPOINT_PERIOD, solver.CHECKPOINTS_TO_KEEP)
             if self.cfg.TEST.EVAL_PERIOD > 0 and self.cfg.DATASETS.TEST:
-                best = TrainingCheckpointer(self.checkpointer.model, self.cfg.OUTPUT_DIR, tag_last=False)
-                found.insert(at + 3, KeepBest(self.cfg.TEST.EVAL_PERIOD, best, self.cfg.TEST.BEST_METRIC))
+                found.insert(at + 3, self._build_best())
             if sys.stderr.isatty():
                 bar = ProgressBar(self.max_iter, self.cfg.SOLVER.IMS_PER_BATCH)
                 found.append(hooks.PeriodicWriter([bar], period=1))
-        return [SeedIterations(), *found]
+        return [SeedIterations(), *([self.average] if self.average else []), *found]
 
-    def _limit_checkpoints(self, found: list) -> None:
-        periodic = next(hook for hook in found if isinstance(hook, hooks.PeriodicCheckpointer))
-        periodic.max_to_keep = self.cfg.SOLVER.CHECKPOINTS_TO_KEEP or None
-        periodic.recent_checkpoints = [str(path) for path in self.checkpointer.periodic()]
+    def evaluate(self) -> dict:
+        """Metrics on DATASETS.TEST; those of the averaged weights, if there are any, under ``ema``."""
+        results = self._last_eval_results = self.test(self.cfg, self.model)
+        if self.average:
+            logger.info("Evaluating the averaged weights (SOLVER.EMA)")
+            cfg = self.cfg.clone()
+            cfg.defrost()
+            cfg.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR, EMA))
+            results[EMA] = self.test(cfg, self.average.model)
+        return results
+
+    def _build_average(self) -> AverageWeights:
+        solver = self.cfg.SOLVER
+        try:
+            return AverageWeights(
+                self.checkpointer.model, solver.EMA.DECAY, self.cfg.OUTPUT_DIR, solver.CHECKPOINT_PERIOD
+            )
+        except ValueError as error:
+            raise ConfigError(f"SOLVER.EMA.DECAY: {error}") from error
+
+    def _build_best(self) -> KeepBest:
+        metric = self.cfg.TEST.BEST_METRIC
+        averaged = self.average and metric.startswith(f"{EMA}/")
+        model = self.average.model if averaged else self.checkpointer.model
+        best = TrainingCheckpointer(model, self.cfg.OUTPUT_DIR, tag_last=False)
+        return KeepBest(self.cfg.TEST.EVAL_PERIOD, best, metric)
 
     @classmethod
     def build_model(cls, cfg):
@@ -153,13 +190,17 @@ class Trainer(DefaultTrainer):
         return build_train_loader(cfg)
 
     @classmethod
+    def build_test_loader(cls, cfg, dataset_name):
+        return build_test_loader(cfg, dataset_name)
+
+    @classmethod
     def build_evaluator(cls, cfg, dataset_name):
         kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
-        if kind != "coco":
-            raise ConfigError(
-                f"DATASETS.TEST: {dataset_name} is of kind {kind!r}; only 'coco' can be evaluated"
+        folder = str(Path(cfg.OUTPUT_DIR, "inference", dataset_name if len(cfg.DATASETS.TEST) > 1 else ""))
+        if kind == "ava":
+            return AvaEvaluator(dataset_name, folder, cfg.TEST.AVA_PROTOCOL)
+        if kind == "coco":
+            return FastCOCOEvaluator(
+                dataset_name, output_dir=folder, kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS
             )
-        folder = Path(cfg.OUTPUT_DIR, "inference", dataset_name if len(cfg.DATASETS.TEST) > 1 else "")
-        return FastCOCOEvaluator(
-            dataset_name, output_dir=str(folder), kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS
-        )
+        raise ConfigError(f"DATASETS.TEST: {dataset_name} is of kind {kind!r}; coco and ava can be evaluated")

@@ -25,6 +25,8 @@ class ActionRCNN(nn.Module):
         pixel_mean, pixel_std: per channel, of RGB values in 0 ... 255.
     """
 
+    takes_clips = True  # or the config is refused for data sets of clips
+
     @configurable
     def __init__(
         self,

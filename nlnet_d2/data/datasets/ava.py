@@ -98,13 +98,18 @@ def register_ava_from_config(cfg: CfgNode) -> None:
         register_ava(entry["NAME"], AvaSource(**values))
 
 
+def is_ava(name: str) -> bool:
+    """Whether a registered data set is in AVA's format."""
+    return MetadataCatalog.get(name).get("evaluator_type") == "ava"
+
+
 def ava_source(name: str) -> AvaSource:
     """The files of a registered data set; an embedded one is drawn if it is not there.
 
     Raises:
         DataError: no data set in AVA's format has this name, or it is not there.
     """
-    known = [n for n in DatasetCatalog.list() if MetadataCatalog.get(n).get("evaluator_type") == "ava"]
+    known = [n for n in DatasetCatalog.list() if is_ava(n)]
     if name not in known:
         raise DataError(f"no data set in AVA's format is named {name!r}; there are {', '.join(known)}")
     source = MetadataCatalog.get(name).source
@@ -115,7 +120,8 @@ def ava_source(name: str) -> AvaSource:
 
 def action_names(name: str) -> list[str]:
     """Classes of a registered data set, in the order of a model's scores; errors as of ``ava_source``."""
-    return list(read_label_map(ava_source(name).label_map).names.values())
+    known = MetadataCatalog.get(name).get("action_names")  # of an embedded data set, before it is drawn
+    return known or list(read_label_map(ava_source(name).label_map).names.values())
 
 
 @dataclass

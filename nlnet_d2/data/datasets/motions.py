@@ -61,7 +61,7 @@ class MotionsParameters:
 def register_motions(name: str, parameters: MotionsParameters, root: str | Path) -> None:
     """Register a set of motions; it is drawn into a sub-folder of ``root`` on first use."""
     source = motions_source(parameters, root)
-    MetadataCatalog.get(name).set(evaluator_type="ava", source=source)
+    MetadataCatalog.get(name).set(evaluator_type="ava", source=source, action_names=NAMES)
     DatasetCatalog.register(name, partial(_load, source, parameters, root))
 
 
