@@ -20,6 +20,7 @@ from nlnet_d2.backbones.vit import LAST, ViT
 from nlnet_d2.layers.norm import get_norm, norm_argument
 
 SCALES = (4.0, 2.0, 1.0, 0.5)
+FINEST_STRIDE = 4  # in pixels: the level p2
 
 
 def rescale(dim: int, scale: float, norm: str | Callable) -> tuple[list[nn.Module], int]:
@@ -155,11 +156,20 @@ class ViTStages(Backbone):
 
 @BACKBONE_REGISTRY.register()
 def build_vit_simple_pyramid_backbone(cfg, input_shape: ShapeSpec) -> SimpleFeaturePyramid:
-    """ViTDet: ``MODEL.VIT``, and ``MODEL.FPN`` for OUT_CHANNELS, NORM and SQUARE_PAD; maps p2 ... p6."""
+    """ViTDet: ``MODEL.VIT``, and ``MODEL.FPN`` for OUT_CHANNELS, NORM and SQUARE_PAD.
+
+    Maps p2 ... p6 for patches of 16 pixels, p2 ... p5 for 8, p3 ... p7 for 32.
+    """
+    net = ViT(cfg, input_shape)
+    stride = net.size_divisibility
+    scales = [scale for scale in SCALES if stride / scale >= FINEST_STRIDE]
+    top_block = LastLevelMaxPool()
+    top_block.in_feature = f"p{level_of(stride / scales[-1])}"
     return SimpleFeaturePyramid(
-        ViT(cfg, input_shape),
+        net,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        top_block=LastLevelMaxPool(),
+        scale_factors=scales,
+        top_block=top_block,
         norm=cfg.MODEL.FPN.NORM,
         square_pad=cfg.MODEL.FPN.SQUARE_PAD,
     )

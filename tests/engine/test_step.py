@@ -3,6 +3,9 @@ import torch
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from nlnet_d2.backbones.resnet import ContextResNet
+from nlnet_d2.backbones.vit import ViT
+from nlnet_d2.backbones.vit_pyramid import SimpleFeaturePyramid
 from nlnet_d2.engine.errors import Diverged
 from nlnet_d2.engine.step import TrainStep
 
@@ -98,3 +101,53 @@ def test_mixed_precision_may_be_turned_on_by_a_resume():
     step = make_step([[{"x": 2.0}]], precision=torch.float16)
     step.load_state_dict(make_step([]).state_dict())
     assert step.grad_scaler.is_enabled()
+
+
+class Detector(nn.Module):
+    """Two tasks on a feature pyramid of GN or LN, losses as means over the images."""
+
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, batch):
+        maps = self.backbone(torch.stack([d["image"] for d in batch]))
+        return {name: level.square().mean() for name, level in maps.items()}
+
+
+def small_vit():
+    net = ViT(img_size=64, embed_dim=32, depth=1, num_heads=2, global_block_indexes=[0], window_size=2)
+    return SimpleFeaturePyramid(net, out_channels=16)
+
+
+@pytest.mark.parametrize(
+    "backbone", [small_vit, lambda: ContextResNet(depth=18, norm="GN")], ids=["LN", "GN"]
+)
+@pytest.mark.parametrize("parts", [2, 4])
+def test_parts_of_a_batch_make_its_update(backbone, parts):
+    """Gradients and reported losses of 1 x 4 images are those of 2 x 2 and 4 x 1, to float32's rounding."""
+    images = [{"image": torch.randn(3, 64, 64)} for _ in range(4)]
+    found = []
+    for accumulate in (1, parts):
+        torch.manual_seed(0)
+        model = Detector(backbone().eval())  # eval: no drop path
+        step = TrainStep(model, [images], torch.optim.SGD(model.parameters(), lr=0.1), accumulate=accumulate)
+        step.iter = 0
+        with EventStorage() as storage:
+            step.run_step()
+            losses = {name: value for name, (value, _) in storage.latest().items() if name != "data_time"}
+        found.append((losses, [p.grad for p in model.parameters()], list(model.parameters())))
+    (losses, gradients, weights), (losses_of_parts, *of_parts) = found
+    assert losses_of_parts == pytest.approx(losses, rel=1e-5) and len(losses) == 5
+    for expected, got in zip(gradients + weights, of_parts[0] + of_parts[1], strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
+
+
+def test_every_image_is_in_one_part():
+    seen = []
+    step = make_step([[{"x": float(x)} for x in range(6)]], accumulate=3)
+    forward = step.model.forward
+    step.model.forward = lambda batch: seen.append([d["x"] for d in batch]) or forward(batch)
+    with EventStorage():
+        step.run_step()
+    assert [len(part) for part in seen] == [2, 2, 2] and sorted(sum(seen, [])) == [0, 1, 2, 3, 4, 5]
