@@ -16,22 +16,24 @@ from nlnet_d2.engine.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-WITHOUT_DATA = ("DATASETS.REGISTER", "[]", "DATASETS.TRAIN", "()", "DATASETS.TEST", "()")
+ABOUT_DATA = ("DATASETS.REGISTER", "DATASETS.REGISTER_AVA", "DATASETS.TRAIN", "DATASETS.TEST")
 
 
 def predict_config(path: str, options: Sequence[str] = ()) -> CfgNode:
     """The config of a file and of pairs KEY VALUE.
 
-    The data that it names give the names of the classes; where they are not, those are numbers.
+    The data that it names give the names of the classes; where they are not, the classes are numbers.
 
     Raises:
         ConfigError: see ``load_config``.
     """
     try:
         return load_config(_arguments(path, options))
-    except DataError as error:
-        logger.warning("Classes will be called by their numbers: %s", error)
-        return load_config(_arguments(path, [*options, *WITHOUT_DATA]))
+    except (ConfigError, DataError) as error:
+        without = [word for key in ABOUT_DATA for word in (key, "[]")]
+        cfg = load_config(_arguments(path, [*options, *without]))  # fails again if it was not the data
+        logger.warning("Nothing is known of the data of the training: %s", error)
+        return cfg
 
 
 def _arguments(path: str, options: Sequence[str]) -> Namespace:

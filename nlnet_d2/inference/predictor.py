@@ -22,7 +22,7 @@ from nlnet_d2.engine.errors import ConfigError
 from nlnet_d2.engine.weights import load_complete
 from nlnet_d2.inference.clips import Clip, KeyFrame, PeopleFile, cut_clips, regular_key_frames
 from nlnet_d2.inference.config import predict_config
-from nlnet_d2.inference.sources import Camera, Failures, Picture, Source, find_sources, frames_of
+from nlnet_d2.inference.sources import Camera, Failures, Picture, Source, all_frames, find_sources, frames_of
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ class ObjectPredictor:
         """All kinds of sources will do."""
 
     def __call__(self, sources: Sequence[Source], failures: Failures) -> Iterator[Prediction]:
-        frames = frames_of(sources, failures)
+        frames = all_frames(sources, failures)
         size = _batch_size(self.batch_size, sources)
         while batch := list(islice(frames, size)):
             found = self.detect([image for *_, image in batch])
@@ -218,12 +218,12 @@ class ActionPredictor:
     def __call__(self, sources: Sequence[Source], failures: Failures) -> Iterator[Prediction]:
         for source in sources:
             with failures.kept(source):
-                yield from self._of_source(source)
+                yield from self._of_source(source, failures)
 
-    def _of_source(self, source: Source) -> Iterator[Prediction]:
+    def _of_source(self, source: Source, failures: Failures) -> Iterator[Prediction]:
         size = ResizeShorterSide(self.clip.SIZE_TEST, self.clip.SIZE_TEST)
         clips = cut_clips(
-            source.frames(self.fps),
+            frames_of(source, self.fps, failures),
             self._key_frames(source),
             self.clip.NUM_FRAMES,
             self.clip.STRIDE,
@@ -234,7 +234,7 @@ class ActionPredictor:
             for clip, instances in zip(batch, self.detect(batch), strict=True):
                 count, people = count + 1, people + len(instances)
                 yield Prediction(source, clip.key.second, clip.image, instances)
-        if not people:
+        if not people and source not in failures.reasons:
             logger.warning("%s: nobody was found on its %d key frames", source.name, count)
 
     def _key_frames(self, source: Source) -> Iterator[KeyFrame]:
@@ -270,4 +270,5 @@ def clip_rate(cfg: CfgNode) -> float:
     for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
         if is_ava(name):
             return MetadataCatalog.get(name).source.fps
+    logger.warning("The config names no data set of clips: they are seen at AVA's %g frames/s", AVA_FPS)
     return AVA_FPS

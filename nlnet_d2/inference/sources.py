@@ -172,9 +172,14 @@ class Failures:
             )
 
 
-def frames_of(sources: Iterable[Source], failures: Failures) -> Iterator[tuple[Source, float, np.ndarray]]:
-    """(source, second, picture) of all frames of all sources; what cannot be read is left to ``failures``."""
+def frames_of(source: Source, fps: float, failures: Failures) -> Frames:
+    """``source.frames``, up to where it cannot be read."""
+    with failures.kept(source):
+        yield from source.frames(fps)
+
+
+def all_frames(sources: Iterable[Source], failures: Failures) -> Iterator[tuple[Source, float, np.ndarray]]:
+    """(source, second, picture) of all frames of all sources, as far as they can be read."""
     for source in sources:
-        with failures.kept(source):
-            for tick, image in source.frames(TICKS):
-                yield source, tick / TICKS, image
+        for tick, image in frames_of(source, TICKS, failures):
+            yield source, tick / TICKS, image
