@@ -12,6 +12,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from nlnet_d2.analysis.complexity import RULE, Complexity, build_on_meta, measure
 from nlnet_d2.config import add_nlnet_config
+from nlnet_d2.config.files import merge_file
 
 INTRODUCTION = """\
 # Configs
@@ -36,7 +37,7 @@ def read_config(path: str | Path) -> CfgNode:
     """The config of a YAML file; no data set has to exist."""
     cfg = get_cfg()
     add_nlnet_config(cfg)
-    cfg.merge_from_file(str(path), allow_unsafe=False)
+    merge_file(cfg, str(path))
     return cfg
 
 

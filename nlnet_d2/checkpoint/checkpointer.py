@@ -1,8 +1,10 @@
 """Checkpoints of a training that survives a kill: written atomically, verified, resumed from a good one."""
 
+import itertools
 import logging
 import os
 import re
+import shutil
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -98,6 +100,7 @@ class TrainingCheckpointer(DetectionCheckpointer):
                     raise OSError(problem)
             if self.tag_last:
                 self.tag_last_checkpoint(path.name)
+            self._warn_of_a_full_disk(path.stat().st_size)
         except (OSError, RuntimeError) as error:  # torch hides a full disk in a RuntimeError
             cause = error.__context__ if isinstance(error.__context__, OSError) else error
             raise CheckpointError(
@@ -125,6 +128,27 @@ class TrainingCheckpointer(DetectionCheckpointer):
         if tagged:
             files.insert(0, self.directory / Path(tagged).name)
         return [path for path in dict.fromkeys(files) if path.is_file()]
+
+    def keep(self, count: int) -> None:
+        """Remove the numbered checkpoints but the last ``count``, and but the one that would be resumed."""
+        in_use = self.candidates()[:1]
+        for path in self.periodic()[:-count]:
+            if path not in in_use:
+                path.unlink()
+
+    def set_aside(self) -> None:
+        """Move the checkpoints of an earlier run out of the way of a new one, to ``earlier-1`` and so on.
+
+        A new run that is killed before its first checkpoint would else be resumed from them.
+        """
+        if not self.save_to_disk:
+            return
+        folders = (self.directory / f"earlier-{i}" for i in itertools.count(1))
+        folder = next(folder for folder in folders if not folder.exists())
+        folder.mkdir()
+        logger.warning("%s holds an earlier run: its checkpoints go to %s", self.directory, folder)
+        for path in [*self.directory.glob("model_*.pth"), *self.directory.glob("last_checkpoint")]:
+            path.rename(folder / path.name)
 
     def resume(self, checkpointables: list[str] | None = None) -> Path:
         """Load the newest good checkpoint of the directory, on all processes the same one.
@@ -164,6 +188,12 @@ class TrainingCheckpointer(DetectionCheckpointer):
             None,
             f"no checkpoint in {self.directory} can be resumed ({what}); start again without --resume",
         )
+
+    def _warn_of_a_full_disk(self, size: int) -> None:
+        free = shutil.disk_usage(self.directory).free
+        if free < 2 * size:
+            left = f"{free / 1e9:.1f} GB are left, a checkpoint takes {size / 1e9:.1f} GB"
+            logger.warning("The disk of %s is nearly full: %s", self.directory, left)
 
     def _refuse_non_finite(self) -> None:
         for name, parameter in self.model.named_parameters():

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from nlnet_d2.checkpoint.checkpointer import CheckpointError
 from nlnet_d2.data.errors import DataError
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # a run saves and leaves; see hooks.py
+
 
 class ConfigError(ValueError):
     """A config or command line that cannot work; the message names the key and the remedy."""

@@ -1,17 +1,21 @@
-"""Hooks that Detectron2 lacks: stop on a signal with everything saved, keep the best model."""
+"""Hooks that Detectron2 lacks: stop on a signal with everything saved, outlive a full disk, keep the best."""
 
 import logging
 import signal
 import threading
 
 from detectron2.engine import HookBase
-from detectron2.engine.hooks import BestCheckpointer
+from detectron2.engine.hooks import BestCheckpointer, PeriodicCheckpointer
 from detectron2.utils import comm
 
+from nlnet_d2.checkpoint.checkpointer import CheckpointError
+from nlnet_d2.engine.errors import STOP_SIGNALS
 from nlnet_d2.engine.loader import STEP
 from nlnet_d2.engine.seeding import seed_all
 
 logger = logging.getLogger(__name__)
+
+PATIENCE = 2  # checkpoints in a row that may fail to be written
 
 
 class SeedIterations(HookBase):
@@ -22,8 +26,8 @@ class SeedIterations(HookBase):
 
 
 class StopOnSignal(HookBase):
-    """SIGTERM (what clusters send before they take a machine away) and SIGINT (Ctrl-C): finish the iteration,
-    save, and leave with KeyboardInterrupt or exit code 143.
+    """SIGTERM and SIGUSR1 (what clusters send before they take a machine away), SIGINT (Ctrl-C): finish the
+    iteration, save, and leave with KeyboardInterrupt, or with exit code 143 or 138.
 
     An evaluation is cut short: there is no iteration to finish. After training the signals have their usual
     effect again. Further signals change nothing; SIGQUIT (Ctrl-\\) ends at once.
@@ -39,7 +43,7 @@ class StopOnSignal(HookBase):
 
     def before_train(self) -> None:
         if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
-            self._previous = {s: signal.signal(s, self._receive) for s in (signal.SIGTERM, signal.SIGINT)}
+            self._previous = {s: signal.signal(s, self._receive) for s in STOP_SIGNALS}
 
     def before_step(self) -> None:
         self._step_is_complete = False
@@ -85,8 +89,47 @@ class StopOnSignal(HookBase):
         raise SystemExit(128 + self._received)
 
 
+class KeepLast(PeriodicCheckpointer):
+    """Detectron2's ``PeriodicCheckpointer``, but a disk that is full for a while does not end the training:
+    a checkpoint that cannot be written is skipped, unless it is the last or ``PATIENCE`` went before.
+
+    Args:
+        checkpointer: a ``TrainingCheckpointer``.
+        period: iterations from one checkpoint to the next.
+        count: how many to keep, the newest; 0 for all.
+    """
+
+    def __init__(self, checkpointer, period: int, count: int):
+        super().__init__(checkpointer, period)
+        self._count, self._failed = count, 0
+
+    def step(self, iteration: int, **kwargs) -> None:
+        is_last = iteration + 1 >= self.max_iter
+        if (iteration + 1) % self.period and not is_last:
+            return
+        try:
+            super().step(iteration, **kwargs)
+        except CheckpointError as error:
+            self._failed += 1
+            if is_last or self._failed > PATIENCE:
+                raise
+            logger.error("%s. Skipped: training goes on, %d of %d times", error, self._failed, PATIENCE)
+            return
+        self._failed = 0
+        if self._count:
+            self.checkpointer.keep(self._count)
+
+
 class KeepBest(BestCheckpointer):
     """Detectron2's ``BestCheckpointer``, which also after a resume knows what the best was."""
+
+    def _best_checking(self) -> None:
+        before = self.best_metric, self.best_iter
+        try:
+            super()._best_checking()
+        except CheckpointError as error:
+            logger.error("%s. Skipped: training goes on", error)
+            self.best_metric, self.best_iter = before
 
     def state_dict(self) -> dict:
         return {"best_metric": self.best_metric, "best_iter": self.best_iter}

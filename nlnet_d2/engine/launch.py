@@ -18,7 +18,7 @@ from torch import distributed as dist
 from torch import multiprocessing as mp
 from torch import nn
 
-from nlnet_d2.engine.errors import ConfigError, exit_code
+from nlnet_d2.engine.errors import STOP_SIGNALS, ConfigError, exit_code
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 
@@ -71,7 +71,7 @@ def _spawn(main: Callable, args: Namespace, device: str, main_args: tuple) -> No
             if process.is_alive():
                 os.kill(process.pid, number)
 
-    previous = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
     try:
         while not context.join():
             pass

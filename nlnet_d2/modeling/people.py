@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from nlnet_d2.backbones.video.resnet3d import ClipShapeSpec
 from nlnet_d2.config import add_nlnet_config
+from nlnet_d2.config.files import merge_file
 
 PEOPLE = Registry("PEOPLE")
 PEOPLE.__doc__ = """Finders of people, by ``MODEL.PEOPLE.NAME``. A finder has
@@ -153,7 +154,7 @@ def _detector_config(name: str) -> CfgNode:
     """
     cfg = get_cfg()
     add_nlnet_config(cfg)
-    cfg.merge_from_file(name if os.path.isfile(name) else _zoo_config(name), allow_unsafe=False)
+    merge_file(cfg, name if os.path.isfile(name) else _zoo_config(name))
     return cfg
 
 

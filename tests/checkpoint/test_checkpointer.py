@@ -4,7 +4,10 @@ import errno
 import logging
 import multiprocessing
 import os
+import resource
+import shutil
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -117,6 +120,73 @@ def test_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch, failing):
             save(tmp_path, 2)
     assert not list(tmp_path.glob("*.tmp"))
     assert resumed_value(tmp_path) == 1.0
+
+
+def save_to_a_small_disk(folder):
+    """Here no file can have more than 4 kB: torch meets the limit in the middle of its writing."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+    try:
+        save(folder, 2, width=4000)
+    except CheckpointError as error:
+        (folder / "message").write_text(str(error))
+
+
+def test_writing_stops_in_the_middle(tmp_path):
+    save(tmp_path, 1)
+    process = multiprocessing.get_context("fork").Process(target=save_to_a_small_disk, args=(tmp_path,))
+    process.start()
+    process.join()
+    message = (tmp_path / "message").read_text()
+    assert "model_0000002.pth cannot be written ([Errno 27] File too large)" in message
+    assert "earlier checkpoints are intact" in message
+    assert not list(tmp_path.glob("*.tmp")) and not (tmp_path / "model_0000002.pth").exists()
+    assert resumed_value(tmp_path) == 1.0
+
+
+def test_what_was_written_is_read_again(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+    save_file = torch.save
+
+    def flip_a_bit(data, file):
+        save_file(data, file)
+        file.seek(file.tell() // 2)
+        file.write(b"\x55")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", flip_a_bit)
+        with pytest.raises(CheckpointError, match=r"model_0000002\.pth cannot be written \(.*intact"):
+            save(tmp_path, 2)
+    assert resumed_value(tmp_path) == 1.0
+
+
+def test_a_disk_that_is_nearly_full_is_announced(tmp_path, monkeypatch, caplog):
+    save(tmp_path, 1)
+    assert not caplog.records
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    save(tmp_path, 2)
+    assert "nearly full: 0.0 GB are left, a checkpoint takes 0.0 GB" in caplog.text
+
+
+def test_old_checkpoints_are_removed_but_not_the_one_to_resume(tmp_path):
+    for iteration in range(1, 6):
+        save(tmp_path, iteration)
+    checkpointer(tmp_path).keep(3)
+    assert [path.name[12] for path in sorted(tmp_path.glob("model_*"))] == ["3", "4", "5"]
+    (tmp_path / "last_checkpoint").write_text("model_0000003.pth")
+    checkpointer(tmp_path).keep(1)
+    assert [path.name[12] for path in sorted(tmp_path.glob("model_*"))] == ["3", "5"]
+
+
+def test_an_earlier_run_is_set_aside(tmp_path):
+    for run in (1, 2):
+        save(tmp_path, run)
+        checkpointer(tmp_path, tag_last=False).save("model_best")
+        checkpointer(tmp_path).set_aside()
+        assert not checkpointer(tmp_path).has_checkpoint()
+        names = sorted(path.name for path in (tmp_path / f"earlier-{run}").iterdir())
+        assert names == ["last_checkpoint", f"model_000000{run}.pth", "model_best.pth"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["earlier-1", "earlier-2"]
+    assert resumed_value(tmp_path / "earlier-2") == 2.0
 
 
 def kill_in_save(folder, point):

@@ -1,11 +1,13 @@
 """What a wrong config or command line says."""
 
 import json
+import socket
 
 import pytest
 import torch
 from tiny_run import CONFIG, arguments
 
+from nlnet_d2.analysis.zoo import read_config
 from nlnet_d2.data.errors import DataError
 from nlnet_d2.engine.config import argument_parser, load_config
 from nlnet_d2.engine.errors import ConfigError
@@ -85,7 +87,10 @@ def test_classes_follow_from_the_data(load):
         ("MODEL: [\n", r"c\.yaml: while parsing"),
         ("- 1\n", r"c\.yaml: a config is a map of keys, got list"),
         ("SEED: !!python/object/apply:os.getpid []\n", r"c\.yaml: .*tags that run Python are refused"),
-        ("_BASE_: nowhere.yaml\n", r"nowhere\.yaml|No such file"),
+        ("_BASE_: nowhere.yaml\n", r"config file .*nowhere\.yaml: No such file"),
+        ("_BASE_: c.yaml\n", r"c\.yaml: its _BASE_ leads back to itself"),
+        ("", r"c\.yaml: a config is a map of keys"),
+        ("_BASE_: 3\n", r"c\.yaml: a config is a map of keys, its _BASE_ a file name"),
     ],
 )
 def test_wrong_file(tmp_path, text, message):
@@ -95,8 +100,49 @@ def test_wrong_file(tmp_path, text, message):
         load_config(argument_parser().parse_args(["--config-file", str(path)]))
 
 
+@pytest.mark.parametrize("scheme", ["http", "https", "ftp", "detectron2"])
+def test_configs_are_not_downloaded(tmp_path, monkeypatch, scheme):
+    """Also not the base of a base; fvcore would, over http, and from any host."""
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("went to the network"))
+    address, base, config = f"{scheme}://host/c.yaml", tmp_path / "base.yaml", tmp_path / "c.yaml"
+    base.write_text(f"_BASE_: {address}\nSEED: 1\n")
+    config.write_text("_BASE_: base.yaml\n")
+    for path in (config, address):
+        with pytest.raises(ConfigError, match=f"{scheme}://host/c.yaml: configs and their _BASE_ are files"):
+            load_config(argument_parser().parse_args(["--config-file", str(path)]))
+        with pytest.raises(ValueError, match="configs and their _BASE_ are files"):
+            read_config(path)
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "py"])
+def test_no_config_runs_code(tmp_path, suffix):
+    marker, path = tmp_path / "marker", tmp_path / f"c.{suffix}"
+    texts = {
+        "yaml": f"MODEL: !!python/object/apply:os.system ['touch {marker}']\n",
+        "py": f"import os\nos.system('touch {marker}')\n",
+    }
+    path.write_text(texts[suffix])
+    with pytest.raises(ConfigError, match="tags that run Python are refused|a config is a map of keys"):
+        load_config(argument_parser().parse_args(["--config-file", str(path)]))
+    assert not marker.exists()
+
+
+def test_no_option_runs_code(load, tmp_path):
+    code = f"__import__('os').system('touch {tmp_path / 'marker'}')"
+    cfg = load("OUTPUT_DIR", code)
+    assert code == cfg.OUTPUT_DIR
+    with pytest.raises(ConfigError, match="SEED takes int"):
+        load("SEED", code)
+    assert not (tmp_path / "marker").exists()
+
+
+def test_pickled_proposals_are_refused(load):
+    with pytest.raises(ConfigError, match="LOAD_PROPOSALS: files of proposals are pickles"):
+        load("MODEL.LOAD_PROPOSALS", "True")
+
+
 def test_absent_file():
-    with pytest.raises(ConfigError, match=r"--config-file nowhere\.yaml: No such file"):
+    with pytest.raises(ConfigError, match=r"config file nowhere\.yaml: No such file"):
         load_config(argument_parser().parse_args(["--config-file", "nowhere.yaml"]))
 
 

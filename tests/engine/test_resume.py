@@ -88,6 +88,28 @@ def test_resume_is_exact(tiny_data, tmp_path, uninterrupted, monkeypatch, iterat
     assert_same_state(tmp_path, uninterrupted)
 
 
+def test_resume_from_the_checkpoint_before_a_damaged_one_is_exact(
+    tiny_data, tmp_path, uninterrupted, monkeypatch, capsys
+):
+    with monkeypatch.context() as patch:
+        kill_at(patch, 6)
+        with pytest.raises(Killed):
+            main(arguments(tiny_data, tmp_path, *OPTIONS))
+    newest = tmp_path / "model_0000005.pth"
+    assert (tmp_path / "last_checkpoint").read_text() == newest.name
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    assert main(arguments(tiny_data, tmp_path, *OPTIONS, flags=("--resume",))) == 0
+    output = capsys.readouterr().out
+    assert (
+        f"Skipping checkpoint {newest}: File is not a zip file" in output and "at iteration 3 of 7" in output
+    )
+    assert_same_state(tmp_path, uninterrupted)
+    for path in tmp_path.glob("model_*.pth"):
+        path.write_bytes(path.read_bytes()[:1000])
+    assert main(arguments(tiny_data, tmp_path, *OPTIONS, flags=("--resume",))) == 3
+    assert "can be resumed (model_final.pth: " in capsys.readouterr().err
+
+
 def test_a_seed_drawn_at_random_survives(tiny_data, tmp_path, monkeypatch):
     """With SEED -1 the uninterrupted run cannot be repeated, but its seed is in the checkpoint."""
     with monkeypatch.context() as patch:
