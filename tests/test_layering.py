@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "engine": ABOVE_MODEL | {"config", "solver", "data", "evaluation", "checkpoint", "analysis", "engine"},
 }
 MAY_IMPORT["inference"] = MAY_IMPORT["engine"] | {"inference"}
+MAY_IMPORT["reporting"] = MAY_IMPORT["inference"] | {"reporting"}
 
 
 def imported_modules(path: Path) -> set[str]:
