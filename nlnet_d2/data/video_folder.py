@@ -58,7 +58,8 @@ def find_videos(
     def look(name: str) -> Video | Finding:
         paths = present.get(name, [])
         known = index.get(_state(paths[0], fps)) if len(paths) == 1 else None
-        return known or _look(root, name, paths, fps)
+        is_there = known is not None and known.place == paths[0]  # the index came with the data
+        return known if is_there else _look(root, name, paths, fps)
 
     with ThreadPool(READERS) as pool:
         looked = pool.imap(look, names)

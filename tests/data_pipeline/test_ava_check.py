@@ -1,5 +1,6 @@
 """tools/prepare_ava.py: problems per video, the index, and mmaction2's boxes."""
 
+import json
 import os
 import pickle
 import subprocess
@@ -115,6 +116,20 @@ def test_index_works_from_another_folder(source, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path / "videos")
     record = load_ava(replace(source, videos="."))[0]
     assert record["video"].read([0]).shape == (1, 48, 64, 3)
+
+
+def test_index_cannot_name_another_place(source, tmp_path):
+    """It may come with downloaded data."""
+    indexed(source)
+    Path(source.videos, "b").rename(tmp_path / "private")
+    write_frames(Path(source.videos, "b"), 60)
+    os.utime(Path(source.videos, "b"), ns=(0, 0))
+    index = Path(source.videos) / video_folder.INDEX_FILE
+    entries = json.loads(index.read_text())
+    state = video_folder._state(str(Path(source.videos, "b")), source.fps)
+    forged = {"state": state, "prefix": str(tmp_path / "private" / "b_")}
+    index.write_text(json.dumps([entries[0], entries[1] | forged]))
+    assert {record["video"].place for record in load_ava(source)[1:]} == {str(Path(source.videos, "b"))}
 
 
 def test_damaged_index(source):
