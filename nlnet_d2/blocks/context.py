@@ -13,6 +13,7 @@ from nlnet_d2.blocks.base import BLOCKS, bottleneck_channels
 CONVS = {2: nn.Conv2d, 3: nn.Conv3d}
 POOLINGS = ("att", "avg")
 FUSIONS = ("add", "mul", "both")
+BOTTLENECKS = ("linear", "relu", "ln_relu")
 
 
 class ContextPooling(nn.Module):
@@ -84,25 +85,38 @@ class GlobalContext(ContextPooling):
         pooling: "att" for the attention-weighted sum over positions, "avg" for their mean.
         fusion: "add" the context to x, "mul": multiply x by its sigmoid, or "both": multiply, then add, each
             by a bottleneck of its own.
+        bottleneck: what stands between its convolutions: "ln_relu", or for the ablation "relu" or nothing,
+            "linear".
     """
 
     def __init__(
-        self, channels: int, *, dim: int = 2, reduction: int = 16, pooling: str = "att", fusion: str = "add"
+        self,
+        channels: int,
+        *,
+        dim: int = 2,
+        reduction: int = 16,
+        pooling: str = "att",
+        fusion: str = "add",
+        bottleneck: str = "ln_relu",
     ):
         if fusion not in FUSIONS:
             raise ValueError(f"FUSION {fusion!r} is unknown; choose one of {', '.join(FUSIONS)}")
+        if bottleneck not in BOTTLENECKS:
+            raise ValueError(f"BOTTLENECK {bottleneck!r} is unknown; choose one of {', '.join(BOTTLENECKS)}")
         inner = bottleneck_channels(channels, reduction)
         super().__init__(channels, dim, pooling)
-        self.channel_add_conv = None if fusion == "mul" else self._bottleneck(channels, inner, dim)
-        self.channel_mul_conv = None if fusion == "add" else self._bottleneck(channels, inner, dim)
+        shape = (channels, inner, dim, bottleneck)
+        self.channel_add_conv = None if fusion == "mul" else self._bottleneck(*shape)
+        self.channel_mul_conv = None if fusion == "add" else self._bottleneck(*shape)
 
     @staticmethod
-    def _bottleneck(channels: int, inner: int, dim: int) -> nn.Sequential:
-        norm = nn.LayerNorm([inner] + [1] * dim)
+    def _bottleneck(channels: int, inner: int, dim: int, bottleneck: str) -> nn.Sequential:
+        norm = nn.LayerNorm([inner] + [1] * dim) if bottleneck == "ln_relu" else nn.Identity()
+        activation = nn.Identity() if bottleneck == "linear" else nn.ReLU(inplace=True)
         conv1, conv2 = CONVS[dim](channels, inner, 1), CONVS[dim](inner, channels, 1)
         nn.init.zeros_(conv2.weight)
         nn.init.zeros_(conv2.bias)
-        return nn.Sequential(conv1, norm, nn.ReLU(inplace=True), conv2)
+        return nn.Sequential(conv1, norm, activation, conv2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: (N, C, H, W) or (N, C, T, H, W) -> the same shape."""

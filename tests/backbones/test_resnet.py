@@ -14,6 +14,7 @@ from deterministic import compare, golden_state_dict, make_input, make_tensor, r
 from nlnet_d2 import add_nlnet_config
 from nlnet_d2.backbones.resnet import ContextResNet
 from nlnet_d2.blocks import BLOCKS
+from nlnet_d2.layers.norm import get_norm
 
 IMAGE = ShapeSpec(channels=3)
 NL = {"NAME": "NonLocal", "AT": {"res4": [-2]}}
@@ -81,6 +82,22 @@ def test_without_blocks_it_is_the_stock_fpn(norm):
     with torch.no_grad():
         for name, features in stock(x).items():
             torch.testing.assert_close(ours(x)[name], features)
+
+
+@pytest.mark.parametrize("variant", ["R18", "R50", "X101", "R50 deformable"])
+@pytest.mark.parametrize("norm", ["GN", "BN", "SyncBN", "FrozenBN", "LN"])
+def test_every_norm_after_every_convolution_of_backbone_and_pyramid(norm, variant):
+    cfg = config(**VARIANTS[variant] | {"NORM": norm})
+    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.FREEZE_AT = "build_context_resnet_fpn_backbone", 0
+    cfg.MODEL.FPN.IN_FEATURES, cfg.MODEL.FPN.NORM = cfg.MODEL.RESNETS.OUT_FEATURES, norm
+    with torch.device("meta"):
+        modules = dict(build_backbone(cfg).named_modules())
+    convs = [m for name, m in modules.items() if hasattr(m, "norm") and not name.endswith("conv2_offset")]
+    shortcuts = 3 if variant == "R18" else 4
+    per_block, blocks = {"R18": (2, 8), "X101": (3, 33)}.get(variant, (3, 16))
+    assert len(convs) == 1 + per_block * blocks + shortcuts + 8
+    kind = type(get_norm(norm, 32))
+    assert all(type(conv.norm) is kind and conv.bias is None for conv in convs)
 
 
 def test_fpn_on_fewer_stages():

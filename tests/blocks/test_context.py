@@ -54,16 +54,21 @@ def test_simplified_nonlocal(size):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("pooling", ["att", "avg"])
 @pytest.mark.parametrize("fusion", ["add", "mul", "both"])
-def test_global_context(size, pooling, fusion):
-    block = randomize(GlobalContext(12, dim=len(size), reduction=3, pooling=pooling, fusion=fusion))
+@pytest.mark.parametrize("kind", ["ln_relu", "relu", "linear"])
+def test_global_context(size, pooling, fusion, kind):
+    options = {"reduction": 3, "pooling": pooling, "fusion": fusion, "bottleneck": kind}
+    block = randomize(GlobalContext(12, dim=len(size), **options))
     x = torch.randn(2, 12, *size, dtype=torch.float64)
 
     def bottleneck(layers, context):
         conv1, norm, _, conv2 = layers
         hidden = F.linear(context, *matrix(conv1))  # (N, C / r)
-        mean, var = hidden.mean(1, keepdim=True), hidden.var(1, unbiased=False, keepdim=True)
-        hidden = (hidden - mean) / (var + 1e-5).sqrt() * norm.weight.flatten() + norm.bias.flatten()
-        return per_channel(F.linear(hidden.relu(), *matrix(conv2)), x)
+        if kind == "ln_relu":
+            mean, var = hidden.mean(1, keepdim=True), hidden.var(1, unbiased=False, keepdim=True)
+            hidden = (hidden - mean) / (var + 1e-5).sqrt() * norm.weight.flatten() + norm.bias.flatten()
+        if kind != "linear":
+            hidden = hidden.relu()
+        return per_channel(F.linear(hidden, *matrix(conv2)), x)
 
     with torch.no_grad():
         context = attention_pooled(block, x) if pooling == "att" else x.flatten(2).mean(2)
@@ -135,6 +140,7 @@ def test_multiplicative_fusion_starts_at_one_half():
         ({"reduction": 64}, "REDUCTION 64 leaves no channels"),
         ({"pooling": "max"}, "POOLING 'max' is unknown; choose one of att, avg"),
         ({"fusion": "channel_add"}, "FUSION 'channel_add' is unknown; choose one of add, mul, both"),
+        ({"bottleneck": "bn"}, "BOTTLENECK 'bn' is unknown; choose one of linear, relu, ln_relu"),
     ],
 )
 def test_bad_options(options, message):
