@@ -5,6 +5,13 @@ python tools/analyze.py --config-file configs/coco/mask_rcnn_nl_R50_FPN.yaml --t
 python tools/analyze.py --config-file C --input-size 800 1344 --json
 python tools/analyze.py --all
 python tools/analyze.py --table configs/README.md
+
+params            all parameters, exact
+backbone_params   those of the backbone without its feature pyramid
+gflops            10^9 multiply-adds at input_size, counted by the rule that is printed with it (rule)
+mega_activations  10^6 elements of the outputs of what is counted in gflops
+attention_map_mb  10^6 bytes of all attention maps in float32, if they were formed and kept
+modules           with --tree: parameters and FLOPs of every module down to DEPTH; exact with --json
 """
 
 import argparse
@@ -43,9 +50,9 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def report(config: str, size: tuple[int, ...], cost: Complexity) -> dict:
-    """The JSON object of one config."""
-    return {
+def report(config: str, size: tuple[int, ...], cost: Complexity, depth: int = 0) -> dict:
+    """The JSON object of one config, with the modules down to ``depth``."""
+    result = {
         "config": config,
         "params": cost.params,
         "backbone_params": cost.backbone_params,
@@ -55,15 +62,21 @@ def report(config: str, size: tuple[int, ...], cost: Complexity) -> dict:
         "attention_map_mb": cost.attention_bytes / 1e6,
         "rule": RULE,
     }
+    if depth:
+        result["modules"] = {
+            name: {"params": params, "flops": flops}
+            for name, (params, flops) in cost.modules.items()
+            if name.count(".") < depth and (params or flops)
+        }
+    return result
 
 
-def tree(cost: Complexity, depth: int) -> str:
-    """Modules down to ``depth``, with their parameters and FLOPs."""
+def tree(modules: dict[str, dict[str, int]]) -> str:
+    """The modules of a report, indented."""
     lines = [f"{'module':44} {'params':>14} {'GFLOPs':>10}"]
-    for name, (params, flops) in cost.modules.items():
-        if name.count(".") < depth and (params or flops):
-            label = "  " * name.count(".") + name.rpartition(".")[2]
-            lines.append(f"{label:44} {params:14,} {flops / 1e9:10.2f}")
+    for name, cost in modules.items():
+        label = "  " * name.count(".") + name.rpartition(".")[2]
+        lines.append(f"{label:44} {cost['params']:14,} {cost['flops'] / 1e9:10.2f}")
     return "\n".join(lines)
 
 
@@ -97,13 +110,14 @@ def run(args: argparse.Namespace) -> None:
             print(json.dumps(report(str(path), zoo.input_size(cfg), zoo.analyze(cfg))), flush=True)
         return
     size, cost = analyze_config(args)
-    result = report(args.config_file, size, cost)
+    result = report(args.config_file, size, cost, args.tree)
     if args.json:
         print(json.dumps(result))
         return
+    modules = result.pop("modules", {})
     print("\n".join(f"{key}: {value}" for key, value in result.items()))
-    if args.tree:
-        print(tree(cost, args.tree))
+    if modules:
+        print(tree(modules))
 
 
 if __name__ == "__main__":

@@ -92,6 +92,37 @@ def test_tree_shows_modules_to_its_depth(analyze):
     assert "deconv" in lines and "theta" not in lines
 
 
+def test_json_tree_is_exact_and_adds_up(analyze):
+    arguments = ("--config-file", NL, "--tree", 6, "--input-size", 64, 96, "--json")
+    result = json.loads(analyze(*arguments)[1])
+    modules = result["modules"]
+    block = modules["backbone.bottom_up.res4.4.after_add.0"]
+    convs, attention = 4 * 1024 * 512 * 4 * 6, 2 * 24 * 24 * 512  # 24 positions of stride 16
+    assert block == {"params": 2_101_760, "flops": convs + attention}
+    tops = [cost for name, cost in modules.items() if "." not in name]
+    assert sum(cost["params"] for cost in tops) == result["params"]
+    assert sum(cost["flops"] for cost in tops) == round(result["gflops"] * 1e9)
+    assert result["attention_map_mb"] * 1e6 == 4 * 24 * 24
+    assert result["mega_activations"] * 1e6 > 24 * (512 * 4 + 1024)
+
+
+def test_help_explains_every_key_of_the_output(analyze, capsys):
+    keys = json.loads(analyze("--config-file", NL, "--tree", 1, "--input-size", 64, 64, "--json")[1])
+    with pytest.raises(SystemExit):
+        analyze("--help")
+    text = capsys.readouterr().out
+    assert all(key in text for key in keys)
+
+
+@pytest.mark.parametrize(
+    ("name", "frames"),
+    [("slow_4x16_R50", 4), ("slow_8x8_R50", 8), ("slowfast_8x8_R50", 32), ("slowfast_16x8_R101_NL", 64)],
+)
+def test_clips_have_the_frames_of_the_config(name, frames):
+    cfg = zoo.read_config(CONFIGS / "ava" / f"{name}.yaml")
+    assert zoo.input_size(cfg) == (3, frames, 256, 256)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
