@@ -78,6 +78,7 @@ def _add_video(model: CN) -> None:
     model.VIDEO.BETA_INV = 8  # channels of the slow pathway / those of the fast one
     model.VIDEO.FUSION_KERNEL = 7  # of the lateral connections, in frames; all released models but R50 8x8: 5
     model.VIDEO.FUSION_RATIO = 2  # channels of a lateral connection / those of the fast pathway
+    model.VIDEO.FUSION_NORM = True  # norm and ReLU of lateral connections; most weights of mmaction2: False
 
     model.ACTION_HEAD = CN()
     model.ACTION_HEAD.NUM_CLASSES = 80
@@ -142,6 +143,8 @@ def _add_run(cfg: CN) -> None:
     """Data sets of one's own and the trainer; see data/datasets/coco.py and engine/trainer.py."""
     # Data sets in COCO format, a list of {NAME, JSON, IMAGES}: name for TRAIN and TEST, file, image folder.
     cfg.DATASETS.REGISTER = []
+    # Whether file_name in a JSON file may lead out of the image folder.
+    cfg.DATASETS.ALLOW_PATHS_OUTSIDE = False
     # Globs over parameters of the backbone that a training may start without; see checkpoint/load.py.
     cfg.MODEL.WEIGHTS_ALLOW_MISSING = []
     cfg.SOLVER.AMP.PRECISION = "auto"  # fp16 or bf16; auto: fp16 on a GPU, bf16 on a CPU

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -38,13 +38,16 @@ RECORD_KEYS = {
 }
 
 
-def check_datasets(names, train: bool, mask_format: str | None = None, keypoints: bool = False) -> None:
+def check_datasets(
+    names, train: bool, mask_format: str | None = None, keypoints: bool = False, outside: bool = False
+) -> None:
     """Check data sets of COCO's and AVA's kinds by their registered names; log one line per kind of warning.
 
     Args:
         train: whether they are trained on; only then must a COCO file have annotations.
         mask_format: INPUT.MASK_FORMAT where masks are trained, else None.
         keypoints: whether keypoints are trained.
+        outside: DATASETS.ALLOW_PATHS_OUTSIDE.
 
     Raises:
         DataError: names the first problems and their number.
@@ -58,7 +61,7 @@ def check_datasets(names, train: bool, mask_format: str | None = None, keypoints
         if isinstance(files, AvaSource):
             findings = check_ava(files)[1]
         else:
-            findings = check_coco(*files, train, mask_format, keypoints)
+            findings = check_coco(*files, train, mask_format, keypoints, outside=outside)
         errors += [finding for finding in findings if finding.severity == "error"]
         _log_warnings(name, [finding for finding in findings if finding.severity == "warning"])
     if errors:
@@ -121,11 +124,12 @@ def check_coco(
     mask_format: str | None = None,
     keypoints: bool = False,
     decode: bool = False,
+    outside: bool = False,
 ) -> list[Finding]:
     """All problems of a COCO-format JSON file and its images: errors and warnings.
 
     Args:
-        train, mask_format, keypoints: see ``check_datasets``.
+        train, mask_format, keypoints, outside: see ``check_datasets``.
         decode: decode every image, instead of reading its header and its end.
     """
     content, findings = _read_json(json_file)
@@ -145,7 +149,8 @@ def check_coco(
     findings = _judge_dropped(findings, len(annotations))
     if "annotations" in content:
         findings += _images_without_objects(json_file, images, annotations)
-    return findings + _image_findings(json_file, images.values(), image_root, decode)
+    join = os.path.join if outside else safe_join
+    return findings + _image_findings(json_file, images.values(), image_root, join, decode)
 
 
 def _read_json(json_file: str) -> tuple[dict, list[Finding]]:
@@ -220,21 +225,22 @@ def _images_without_objects(file: str, images: dict, annotations: list) -> Itera
             yield Finding(file, f"image {id_}", "annotations", "an object", "none", remedy, "warning")
 
 
-def _image_findings(file: str, images, image_root: str, decode: bool) -> list[Finding]:
+def _image_findings(file: str, images, image_root: str, join: Callable, decode: bool) -> list[Finding]:
     """Problems of the image files, read by several threads."""
     if not image_root or not os.path.isdir(image_root):
         return [Finding(file, "", "", "a folder of images", repr(image_root), "correct the image folder")]
-    check = partial(_image_finding, file, image_root, decode)
+    check = partial(_image_finding, file, partial(join, image_root), decode)
     with ThreadPool(READERS) as pool:
         found = pool.imap(check, images, chunksize=64)
         return [finding for finding in tqdm(found, "images", len(images), disable=None, delay=2) if finding]
 
 
-def _image_finding(file: str, image_root: str, decode: bool, image: dict) -> Finding | None:
+def _image_finding(file: str, locate: Callable, decode: bool, image: dict) -> Finding | None:
     item = f"image {image['id']} ({image['file_name']})"
     try:
-        path = safe_join(image_root, image["file_name"])
+        path = locate(image["file_name"])
     except ValueError as error:
-        return Finding(file, item, "file_name", "a path in the image folder", str(error), "correct it")
+        remedy = "correct it; DATASETS.ALLOW_PATHS_OUTSIDE True accepts paths to other places"
+        return Finding(file, item, "file_name", "a path in the image folder", str(error), remedy)
     problem = image_problem(path, image["width"], image["height"], decode)
     return problem and Finding(file, item, "file_name", *problem)

@@ -88,10 +88,11 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> dict:
 def _data_problem(cfg: CfgNode, eval_only: bool) -> str:
     """What makes the data useless, or an empty string."""
     masks = cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None
+    settings = masks, cfg.MODEL.KEYPOINT_ON, cfg.DATASETS.ALLOW_PATHS_OUTSIDE
     try:
         if not eval_only:
-            check_datasets(cfg.DATASETS.TRAIN, True, masks, cfg.MODEL.KEYPOINT_ON)
-        check_datasets(cfg.DATASETS.TEST, False, masks, cfg.MODEL.KEYPOINT_ON)
+            check_datasets(cfg.DATASETS.TRAIN, True, *settings)
+        check_datasets(cfg.DATASETS.TEST, False, *settings)
     except DataError as error:
         return str(error)
     return ""

@@ -257,3 +257,15 @@ def test_errors(build, kwargs, message):
 def test_a_clip_that_does_not_fit_alpha(frames):
     with pytest.raises(ValueError, match=f"{frames} frames, which is no multiple of MODEL.VIDEO.ALPHA 4"):
         on_meta(SlowFast)(torch.empty(1, 3, frames, 32, 32, device="meta"))
+
+
+@pytest.mark.parametrize("fusion_norm", [True, False])
+def test_lateral_connections_may_be_bare_convolutions(fusion_norm):
+    """Then, without a ReLU, the slow pathway sees negative numbers of the fast one."""
+    model = SlowFast(depth=14, fusion_norm=fusion_norm).eval()
+    seen = []
+    model.slow.res2.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][:, 64:]))
+    with torch.no_grad():
+        model(torch.randn(1, 3, 8, 32, 32))
+    assert (seen[0].min() < 0) == (not fusion_norm)
+    assert any("fuse" in name and "norm" in name for name in model.state_dict()) == fusion_norm

@@ -197,6 +197,16 @@ def test_file_name_that_leads_out_of_the_folder(own, name):
     assert finding.key == "file_name" and "a path in the image folder" in str(finding)
 
 
+@pytest.mark.parametrize("name", ["../elsewhere.png", "/{root}/elsewhere.png", "http://host/a.png"])
+def test_a_key_allows_other_places_on_this_machine(own, name):
+    Image.new("RGB", (40, 30)).save(own.images.parent / "elsewhere.png")
+    own.content["images"][0]["file_name"] = name.format(root=own.images.parent)
+    own.save()
+    assert "ALLOW_PATHS_OUTSIDE" in the_finding(own).remedy
+    found = findings(own, outside=True)
+    assert [finding.got for finding in found] == (["no such file"] if "http" in name else [])
+
+
 def replace_image(own, name, data):
     (own.images / name).write_bytes(data)
 

@@ -65,6 +65,8 @@ class SlowFast(Backbone):
         beta_inv: the fast pathway has 1 / beta_inv of the channels of the slow one.
         fusion_kernel: temporal kernel of the lateral connections; 7 in the released R50 8x8, otherwise 5.
         fusion_ratio: a lateral connection has this many times the channels of the fast pathway.
+        fusion_norm: whether a lateral connection has a norm and a ReLU after its convolution; in most weights
+            of mmaction2 it has not.
         frame_rule: which frames the slow pathway sees, see ``slow_frames``.
         out_features: stage names with their pathway, "slow_res5", "fast_res5".
         stem_channels, width, res2_channels: of the slow pathway, as in ``ResNet3D``.
@@ -86,6 +88,7 @@ class SlowFast(Backbone):
         beta_inv: int = 8,
         fusion_kernel: int = 7,
         fusion_ratio: int = 2,
+        fusion_norm: bool = True,
         frame_rule: str = "linspace",
         out_features: Sequence[str] = ("slow_res5", "fast_res5"),
         stem_channels: int = 64,
@@ -103,6 +106,7 @@ class SlowFast(Backbone):
         if any(c % beta_inv for c in (stem_channels, width, res2_channels)):
             raise ValueError(f"MODEL.VIDEO.BETA_INV {beta_inv} does not divide the slow pathway's channels")
         self.alpha, self.frame_rule, self._out_features = alpha, frame_rule, list(out_features)
+        self.fusion_norm = fusion_norm
 
         fast = [stem_channels // beta_inv] + [res2_channels // beta_inv * 2**i for i in range(3)]
         lateral = [fusion_ratio * channels for channels in fast]
@@ -125,12 +129,13 @@ class SlowFast(Backbone):
         )
         self.fuse = nn.ModuleDict()
         for i, name in enumerate(FUSED):
+            fuse_norm = norm if fusion_norm else ""
             self.fuse[name] = Conv3d(
                 fast[i],
                 lateral[i],
                 (fusion_kernel, 1, 1),
                 temporal_stride=alpha,
-                norm=frozen(norm) if i < freeze_at else norm,
+                norm=frozen(fuse_norm) if i < freeze_at else fuse_norm,
             ).requires_grad_(i >= freeze_at)
 
     @classmethod
@@ -142,6 +147,7 @@ class SlowFast(Backbone):
             "beta_inv": video.BETA_INV,
             "fusion_kernel": video.FUSION_KERNEL,
             "fusion_ratio": video.FUSION_RATIO,
+            "fusion_norm": video.FUSION_NORM,
             "frame_rule": video.SLOW_FRAMES,
         }
 
@@ -162,5 +168,6 @@ class SlowFast(Backbone):
             maps = {f"slow_{name}": slow, f"fast_{name}": fast}
             features |= {key: x for key, x in maps.items() if key in self._out_features}
             if name in self.fuse:
-                slow = torch.cat([slow, F.relu_(self.fuse[name](fast))], dim=1)
+                lateral = self.fuse[name](fast)
+                slow = torch.cat([slow, F.relu_(lateral) if self.fusion_norm else lateral], dim=1)
         return features

@@ -95,7 +95,8 @@ MMACTION = Source(
     ),
     ops=((r"^action_head\.", drop_background), *NON_LOCAL_OPS),
     fills=NON_LOCAL_FILLS,
-    expects="MODEL.VIDEO.SLOW_FRAMES nearest, MODEL.ACTION_HEAD.POOLER_RESOLUTION 8, "
+    expects="MODEL.VIDEO.SLOW_FRAMES nearest, MODEL.VIDEO.FUSION_NORM False (True if trained with "
+    "lateral_norm), MODEL.ACTION_HEAD.POOLER_RESOLUTION 8, "
     "PIXEL_MEAN [123.675, 116.28, 103.53], PIXEL_STD [58.395, 57.12, 57.375]",
 )
 
