@@ -43,7 +43,7 @@ def noted(output_dir: str) -> Iterator[None]:
 def _circumstances() -> dict:
     cuda = torch.cuda.is_available()
     return {
-        "command": shlex.join(sys.argv),
+        "command": f"{sys.argv[0]} {shlex.join(sys.argv[1:])}".rstrip(),
         "processes": comm.get_world_size(),
         "device": torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads",
         "versions": {

@@ -1,4 +1,4 @@
-"""A picture of what a model finds: images, their ground truth and the predictions side by side."""
+"""Pictures of data, and of what a model finds: images, ground truth and predictions side by side."""
 
 import json
 from collections import defaultdict
@@ -12,10 +12,15 @@ from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 
+from nlnet_d2.data.datasets.ava import action_names, is_ava
+
 PANEL = 360  # pixels along the longer side of each image: small ones are enlarged until one can read them
 MARGIN = 12
 CAPTION = 28  # height in pixels of the line above each image
 IMAGES_PER_ROW = 2
+SAMPLES_PER_ROW = 4
+ACTIONS_SHOWN = 3  # per person
+PERSON_COLOUR = (1.0, 0.8, 0.0)
 
 
 def draw_gallery(
@@ -34,13 +39,52 @@ def draw_gallery(
     """
     metadata = MetadataCatalog.get(dataset_name)
     records = DatasetCatalog.get(dataset_name)
-    chosen = np.unique(np.linspace(0, len(records) - 1, min(count, len(records))).round().astype(int))
     predictions = _read_predictions(results_json, metadata, min_score)
-    triples = []
-    for i in chosen:
-        found = predictions[records[i]["image_id"]]
-        triples.append(_draw_triple(records[i], found, metadata, min_score))
-    Image.fromarray(_tile(triples)).save(output_png)
+    triples = [
+        _draw_triple(record, predictions[record["image_id"]], metadata, min_score)
+        for record in _evenly(records, count)
+    ]
+    Image.fromarray(_tile(triples, IMAGES_PER_ROW)).save(output_png)
+
+
+def draw_samples(dataset_name: str, output_png: str | Path, count: int = 12) -> None:
+    """Draw the ground truth of ``count`` images or key frames, taken evenly from a data set.
+
+    Args:
+        dataset_name: a registered data set of COCO's or AVA's kind.
+    """
+    draw = _draw_people if is_ava(dataset_name) else _draw_truth
+    records = _evenly(DatasetCatalog.get(dataset_name), count)
+    Image.fromarray(_tile([draw(record, dataset_name) for record in records], SAMPLES_PER_ROW)).save(
+        output_png
+    )
+
+
+def _evenly(records: list[dict], count: int) -> list[dict]:
+    chosen = np.linspace(0, len(records) - 1, min(count, len(records))).round().astype(int)
+    return [records[i] for i in np.unique(chosen)]
+
+
+def _draw_truth(record: dict, dataset_name: str) -> np.ndarray:
+    """An image with its annotations and a caption: uint8 RGB."""
+    image = detection_utils.read_image(record["file_name"], "RGB")
+    truth = record.get("annotations", [])
+    text = f"image {record['image_id']}: {len(truth)} objects"
+    return _caption(draw_things(image, truth, MetadataCatalog.get(dataset_name)), text)
+
+
+def _draw_people(record: dict, dataset_name: str) -> np.ndarray:
+    """A key frame with the annotated people, what they do, and a caption: uint8 RGB."""
+    image, shown = record["video"].read([record["key_frame"]])[0], record["annotated"]
+    visualizer = Visualizer(image, scale=PANEL / max(image.shape[:2]))
+    names = np.array(action_names(dataset_name))
+    labels = ["\n".join(names[actions > 0][:ACTIONS_SHOWN]) for actions in record["actions"][shown]]
+    if labels:
+        boxes = record["boxes"][shown] * np.tile([record["width"], record["height"]], 2)
+        colours = [PERSON_COLOUR] * len(labels)
+        visualizer.overlay_instances(boxes=boxes, labels=labels, assigned_colors=colours)
+    text = f"{record['video_id']}, {record['second']:g} s: {len(labels)} people"
+    return _caption(visualizer.output.get_image(), text)
 
 
 def _read_predictions(results_json: str | Path, metadata, min_score: float) -> dict:
@@ -61,15 +105,15 @@ def _draw_triple(record: dict, predictions: list[dict], metadata, min_score: flo
     if not any("keypoints" in prediction for prediction in predictions):
         truth = [{k: v for k, v in thing.items() if k != "keypoints"} for thing in truth]
     panels = {
-        f"image {record['image_id']}": _draw(image, [], metadata),
-        f"ground truth: {len(truth)}": _draw(image, truth, metadata),
-        f"prediction: {len(predictions)} with score >= {min_score:g}": _draw(image, predictions, metadata),
+        f"image {record['image_id']}": draw_things(image, [], metadata),
+        f"ground truth: {len(truth)}": draw_things(image, truth, metadata),
+        f"prediction: {len(predictions)} with score >= {min_score:g}": draw_things(image, predictions, metadata),
     }
     return np.concatenate([_caption(panel, text) for text, panel in panels.items()], axis=1)
 
 
-def _draw(image: np.ndarray, things: list[dict], metadata) -> np.ndarray:
-    """The image, with objects drawn over it, at the size of a panel."""
+def draw_things(image: np.ndarray, things: list[dict], metadata) -> np.ndarray:
+    """The image, with objects drawn over it, at the size of a panel: uint8 RGB."""
     visualizer = Visualizer(image, metadata, scale=PANEL / max(image.shape[:2]))
     if things:
         palette = colormap(rgb=True, maximum=1)
@@ -108,11 +152,9 @@ def _caption(panel: np.ndarray, text: str) -> np.ndarray:
     return canvas
 
 
-def _tile(triples: list[np.ndarray]) -> np.ndarray:
-    """Triples in rows of ``IMAGES_PER_ROW``; the last row is filled up with white."""
-    blank = np.full_like(triples[0], 255)
-    filled = triples + [blank] * (-len(triples) % IMAGES_PER_ROW)
-    rows = [
-        np.concatenate(filled[i : i + IMAGES_PER_ROW], axis=1) for i in range(0, len(filled), IMAGES_PER_ROW)
-    ]
+def _tile(tiles: list[np.ndarray], per_row: int) -> np.ndarray:
+    """Pictures of one size in rows; the last row is filled up with white."""
+    per_row = min(per_row, len(tiles))
+    filled = tiles + [np.full_like(tiles[0], 255)] * (-len(tiles) % per_row)
+    rows = [np.concatenate(filled[i : i + per_row], axis=1) for i in range(0, len(filled), per_row)]
     return np.concatenate(rows)
