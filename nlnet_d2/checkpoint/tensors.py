@@ -13,6 +13,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from nlnet_d2.checkpoint.checkpointer import CheckpointError
+
+TOKENS = 2  # of the class and of distillation, whose positions come before those of the map
+
 
 class Target(NamedTuple):
     """Where a tensor goes: shape of the parameter, and the module that holds its layer (theta's block)."""
@@ -54,10 +58,19 @@ def _without_ones(shape: torch.Size) -> tuple[int, ...]:
 
 def resize_positions(positions: torch.Tensor, target: Target) -> torch.Tensor:
     """Absolute positions (1, [1 +] S * S, C) -> those of another square map, bicubic; the class token's first
-    position is kept, or dropped if the target has none."""
+    position is kept, or dropped if the target has none.
+
+    Raises:
+        CheckpointError: the positions are not those of a square map.
+    """
     if positions.shape == target.shape or positions.ndim != 3:
         return positions
     old, new = (math.isqrt(n) for n in (positions.shape[1], target.shape[1]))
+    if positions.shape[1] - old**2 > TOKENS:
+        raise CheckpointError(
+            f"{positions.shape[1]} absolute positions are no square map after at most {TOKENS} tokens, so "
+            "they cannot be interpolated: resize them to the model's map in the file"
+        )
     token, grid = positions.split([positions.shape[1] - old**2, old**2], dim=1)
     if old != new:
         grid = grid.unflatten(1, (old, old)).permute(0, 3, 1, 2)

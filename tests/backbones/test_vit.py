@@ -190,9 +190,16 @@ def test_all_parameters_learn():
 def test_drop_path_grows_with_depth():
     net = ViT(**TINY | {"drop_path_rate": 0.3})
     assert [b.drop_path.p for b in net.blocks] == pytest.approx([0, 0.1, 0.2, 0.3])
+
+
+def test_drop_path_is_for_training():
+    """Rates 0 and 1: in training the first of two blocks is always kept, the last always left out."""
+    sizes = TINY | {"depth": 2, "global_block_indexes": [1]}
+    net = ViT(**sizes, drop_path_rate=1.0, out_block_indexes=[0])
     image = torch.randn(1, 3, 64, 64)
-    assert not torch.equal(net.train()(image)["last_feat"], net(image)["last_feat"])
-    assert torch.equal(net.eval()(image)["last_feat"], net(image)["last_feat"])
+    for training in (True, False):
+        maps = net.train(training)(image)
+        assert torch.equal(maps["block0"], maps["last_feat"]) == training
 
 
 @pytest.mark.parametrize("train", [False, True])

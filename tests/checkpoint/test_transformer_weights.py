@@ -78,6 +78,14 @@ def test_vit_of_another_size(tiny_vit):
     assert torch.equal(without_token.pos_embed, state["pos_embed"][:, 1:])
 
 
+def test_positions_that_are_no_square_map(tiny_vit):
+    """Of a map of 4 x 6, say: 25 - 1 is no square, and neither is 24."""
+    model = tiny_vit()
+    state = timm_vit(model, pos_embed=make_tensor("pos_embed", (1, 24, 32)))
+    with pytest.raises(CheckpointError, match="24 absolute positions are no square map .* be interpolated"):
+        load_weights(model, state)
+
+
 def test_relative_positions_of_another_size(tiny_vit):
     """A window of 4 has 7 offsets, one of 7 has 13: linear, the ends and the middle stay."""
     model, larger = tiny_vit(), tiny_vit(window_size=7)

@@ -110,6 +110,27 @@ def test_resume_from_the_checkpoint_before_a_damaged_one_is_exact(
     assert "can be resumed (model_final.pth: " in capsys.readouterr().err
 
 
+def test_average_parts_and_precision_resume_exactly(tiny_data, tmp_path, monkeypatch):
+    """With SOLVER.EMA, ACCUMULATE and AMP; model_ema.pth is that of the uninterrupted run too."""
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    options = (*OPTIONS, "SOLVER.EMA.ENABLED", "True", "SOLVER.EMA.DECAY", "0.9")
+    options += ("SOLVER.ACCUMULATE", "2", "SOLVER.AMP.ENABLED", "True")
+    assert main(arguments(tiny_data, whole, *options)) == 0
+    with monkeypatch.context() as patch:
+        kill_at(patch, 4)
+        with pytest.raises(Killed):
+            main(arguments(tiny_data, resumed, *options))
+    assert main(arguments(tiny_data, resumed, *options, flags=("--resume",))) == 0
+    assert_same_state(resumed, whole)
+    averages = [
+        torch.load(folder / "model_ema.pth", weights_only=True)["model"] for folder in (whole, resumed)
+    ]
+    final = final_state(whole)
+    for name, value in averages[0].items():
+        assert torch.equal(value, averages[1][name])
+        assert torch.equal(value, final[f"/trainer/hooks/AverageWeights/module.{name}"])
+
+
 def test_a_seed_drawn_at_random_survives(tiny_data, tmp_path, monkeypatch):
     """With SEED -1 the uninterrupted run cannot be repeated, but its seed is in the checkpoint."""
     with monkeypatch.context() as patch:

@@ -1,0 +1,64 @@
+"""SOLVER.REFERENCE_WORLD_SIZE: batch, learning rate and schedule follow the number of processes."""
+
+import json
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from tiny_run import TORCHRUN, arguments, train_net
+
+from nlnet_d2 import add_nlnet_config
+from nlnet_d2.engine.errors import ConfigError
+from nlnet_d2.engine.trainer import scaled_to_processes
+
+OPTIONS = {
+    "SOLVER.REFERENCE_WORLD_SIZE": 1,
+    "SOLVER.MAX_ITER": 8,
+    "SOLVER.STEPS": [6],
+    "SOLVER.CHECKPOINT_PERIOD": 4,
+    "DATASETS.TEST": [],
+}
+
+
+@pytest.mark.parametrize("by", ["torchrun", "flags"])
+def test_two_processes_take_half_the_iterations(tiny_data, tmp_path, by):
+    """Written for one process with batches of 2, at 0.01: two take batches of 4, at 0.02."""
+    words = [str(word) for pair in OPTIONS.items() for word in pair]
+    flags = () if by == "torchrun" else ("--num-gpus", "2", "--dist-url", f"file://{tmp_path}/rendezvous")
+    launcher = TORCHRUN if by == "torchrun" else ()
+    ended = train_net(*arguments(tiny_data, tmp_path, *words, flags=flags), launcher=launcher)
+    assert ended.returncode == 0, ended.stderr
+    assert "batch_size=4, learning_rate=0.02, max_iter=4, warmup=0" in (tmp_path / "log.txt").read_text()
+    names = {path.name for path in tmp_path.glob("*.pth")}
+    assert names == {"model_0000001.pth", "model_0000003.pth", "model_final.pth"}
+    final = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    assert final["iteration"] == 3
+    rates = [group["lr"] for group in final["trainer"]["_trainer"]["optimizer"]["param_groups"]]
+    assert rates == [pytest.approx(0.002)] * len(rates), "after the step at iteration 3 of 4"
+    rows = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert rows[-1]["iteration"] == 3
+
+
+def test_fewer_processes_than_written_for():
+    """One GPU instead of 64: an image a time, the rate of one image, all images seen as often."""
+    cfg = get_cfg()
+    add_nlnet_config(cfg)
+    cfg.merge_from_file("configs/coco/mask_rcnn_vitdet_b_100ep.yaml", allow_unsafe=False)
+    cfg.SOLVER.REFERENCE_WORLD_SIZE = 64
+    one = scaled_to_processes(cfg).SOLVER
+    assert one.IMS_PER_BATCH == 1 and pytest.approx(cfg.SOLVER.BASE_LR / 64) == one.BASE_LR
+    assert one.MAX_ITER == 64 * cfg.SOLVER.MAX_ITER and one.WARMUP_ITERS == 64 * cfg.SOLVER.WARMUP_ITERS
+
+
+def test_off_by_default():
+    cfg = get_cfg()
+    assert scaled_to_processes(cfg) is cfg
+
+
+def test_a_batch_that_the_reference_does_not_divide():
+    cfg = get_cfg()
+    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE = 16, 3
+    with pytest.raises(
+        ConfigError, match="IMS_PER_BATCH = 16 is not a multiple of .*REFERENCE_WORLD_SIZE = 3"
+    ):
+        scaled_to_processes(cfg)
