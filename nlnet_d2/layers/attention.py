@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-# Largest piece of the bias that ``row_blocks`` builds at once, in numbers: it should stay in the cache.
-BLOCK = 2**20
+# Numbers of the map that ``blocks`` forms at once, a few MB: they should stay in the cache.
+BLOCK = 2**19
+# Maps of at most so many numbers are kept for the backward pass, larger ones formed again.
+KEEP = 2**16
 
 
 def attention_map(
@@ -34,35 +37,11 @@ def explicit(q, k, v, rel_h=None, rel_w=None):
     return attention_map(q, k, rel_h, rel_w) @ v
 
 
-def row_blocks(q, k, v, rel_h=None, rel_w=None):
-    """Fused attention, the bias built for a few maps, or a few rows of queries of one map, at a time.
-
-    Autograd would keep every piece, and on a GPU the pieces are too small: for inference on a CPU.
-    """
-    if rel_h is None:
-        return scaled_dot_product_attention(q, k, v)
-    count, heads, height, width, _ = rel_h.shape
-    rows = min(height, max(1, BLOCK // (heads * width * k.shape[2])))
-    maps = max(1, BLOCK // (heads * height * width * k.shape[2]))
-    q = q.unflatten(2, (height, width))
-    out = torch.empty_like(q)
-    for i in range(0, count, maps):
-        here = slice(i, i + maps)
-        for row in range(0, height, rows):
-            block = (here, slice(None), slice(row, row + rows))
-            bias = rel_h[block].unsqueeze(-1) + rel_w[block].unsqueeze(-2)  # (maps, heads, rows, qw, kh, kw)
-            part = scaled_dot_product_attention(
-                q[block].flatten(2, 3), k[here], v[here], attn_mask=bias.flatten(4).flatten(2, 3)
-            )
-            out[block] = part.unflatten(2, (-1, width))
-    return out.flatten(2, 3)
-
-
 def augmented(q, k, v, rel_h=None, rel_w=None):
     """Fused attention without a bias: the relative positions ride along as further channels of q and k.
 
     (q / sqrt(d), rel_h, rel_w) . (k, one-hot of h', one-hot of w') is the whole logit, so neither the map
-    nor the bias exists in memory, forward or backward: the choice for training.
+    nor the bias exists in memory, forward or backward; but there are more products to form.
     """
     if rel_h is None:
         return scaled_dot_product_attention(q, k, v)
@@ -75,7 +54,90 @@ def augmented(q, k, v, rel_h=None, rel_w=None):
     return out[..., : v.shape[-1]]
 
 
-IMPLEMENTATIONS = {f.__name__: f for f in (explicit, row_blocks, augmented)}
+def blocks(q, k, v, rel_h=None, rel_w=None):
+    """The formula for a few maps, or a few rows of queries of one map, at a time, in place, in the cache.
+
+    Without positions there is nothing to gain on the fused kernel.
+    """
+    if rel_h is None:
+        return scaled_dot_product_attention(q, k, v)
+    if torch.is_grad_enabled():
+        return _Blocks.apply(q, k, v, rel_h, rel_w)
+    return _blocks_forward(q, k, v, rel_h, rel_w)
+
+
+def _blocks_forward(q, k, v, rel_h, rel_w, kept: list[torch.Tensor] | None = None) -> torch.Tensor:
+    """The parts of the map are appended to ``kept``."""
+    rows = rel_h.shape[2:4]
+    out = q.new_empty(q.shape)
+    out_rows, q_rows = out.unflatten(2, rows), q.unflatten(2, rows)
+    for piece in _pieces(rel_h, k.shape[2]):
+        part = _map_of(piece, q_rows, k, rel_h, rel_w)
+        out_rows[piece] = torch.bmm(part, v[piece[:2]].flatten(0, 1)).view_as(out_rows[piece])
+        if kept is not None:
+            kept.append(part)
+    return out
+
+
+def _pieces(rel_h: torch.Tensor, keys: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Maps, heads and rows of queries whose parts of the map have about ``BLOCK`` numbers each."""
+    count, num_heads, height, width, _ = rel_h.shape
+    row = width * keys
+    heads = min(num_heads, max(1, BLOCK // row))
+    rows = min(height, max(1, BLOCK // (row * heads)))
+    maps = max(1, BLOCK // (row * num_heads * height))
+    for n in range(0, count, maps):
+        for head in range(0, num_heads, heads):
+            for y in range(0, height, rows):
+                yield slice(n, n + maps), slice(head, head + heads), slice(y, y + rows)
+
+
+def _map_of(piece, q_rows, k, rel_h, rel_w) -> torch.Tensor:
+    """The softmax over the keys for a piece: (maps * heads, rows * qw, Lk)."""
+    bias = rel_h[piece].unsqueeze(-1) + rel_w[piece].unsqueeze(-2)  # (maps, heads, rows, qw, kh, kw)
+    logits = bias.flatten(4).flatten(2, 3).flatten(0, 1)
+    logits.baddbmm_(
+        q_rows[piece].flatten(2, 3).flatten(0, 1),
+        k[piece[:2]].flatten(0, 1).transpose(1, 2),
+        alpha=k.shape[-1] ** -0.5,
+    )
+    return torch.softmax(logits, -1, out=logits)
+
+
+class _Blocks(torch.autograd.Function):
+    """``blocks`` with gradients: backward goes through the same pieces and adds up what they contribute."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, rel_h, rel_w):
+        q, k, v = (t.contiguous() for t in (q, k, v))
+        kept = [] if q.shape[2] * k.shape[2] <= KEEP else None
+        out = _blocks_forward(q, k, v, rel_h, rel_w, kept)
+        ctx.save_for_backward(q, k, v, rel_h, rel_w, out, *(kept or ()))
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_out):
+        q, k, v, rel_h, rel_w, out, *kept = ctx.saved_tensors
+        q, out, d_out = (t.unflatten(2, rel_h.shape[2:4]) for t in (q, out, d_out))
+        scale = k.shape[-1] ** -0.5
+        d_q, d_rel_h, d_rel_w = (torch.empty_like(t) for t in (q, rel_h, rel_w))
+        d_k, d_v = torch.zeros_like(k), torch.zeros_like(v)
+        for i, piece in enumerate(_pieces(rel_h, k.shape[2])):
+            part = kept[i] if kept else _map_of(piece, q, k, rel_h, rel_w)
+            q_part, out_part, d_out_part = (t[piece].flatten(2, 3).flatten(0, 1) for t in (q, out, d_out))
+            k_part, v_part, d_k_part, d_v_part = (t[piece[:2]].flatten(0, 1) for t in (k, v, d_k, d_v))
+            d_v_part.baddbmm_(part.transpose(1, 2), d_out_part)
+            d_logits = torch.bmm(d_out_part, v_part.transpose(1, 2))
+            d_logits.sub_((d_out_part * out_part).sum(-1, keepdim=True)).mul_(part)
+            d_k_part.baddbmm_(d_logits.transpose(1, 2), q_part, alpha=scale)
+            d_q[piece] = torch.bmm(d_logits, k_part).mul_(scale).view_as(d_q[piece])
+            grid = d_logits.view(*rel_h[piece].shape, rel_w.shape[-1])  # (maps, heads, rows, qw, kh, kw)
+            d_rel_h[piece], d_rel_w[piece] = grid.sum(-1), grid.sum(-2)
+        return d_q.flatten(2, 3), d_k, d_v, d_rel_h, d_rel_w
+
+
+IMPLEMENTATIONS = {f.__name__: f for f in (explicit, blocks, augmented)}
 _forced: str | None = None
 
 
@@ -93,8 +155,15 @@ def use_attention(name: str) -> Iterator[None]:
 
 
 def choose_attention(q: torch.Tensor) -> str:
-    """``row_blocks`` for inference on a CPU, as measured; in training and on GPUs ``augmented``: no loop."""
-    return _forced or ("augmented" if torch.is_grad_enabled() or q.is_cuda else "row_blocks")
+    """On a CPU ``blocks``, the fastest as measured (tools/benchmark.py blocks).
+
+    ``augmented`` where its loop would hurt: on GPUs and in compiled graphs; and in half precision, in which
+    the fused kernel sums in float32. ``explicit`` on the meta device, where the formula's cost is counted.
+    """
+    if _forced or q.is_meta:
+        return _forced or "explicit"
+    full_precision = q.dtype in (torch.float32, torch.float64)
+    return "blocks" if q.is_cpu and full_precision and not torch.compiler.is_compiling() else "augmented"
 
 
 def attend(

@@ -60,7 +60,7 @@ def test_follows_the_definition(name, case):
         torch.testing.assert_close(run(name, case, tensors), expected, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["row_blocks", "augmented"])
+@pytest.mark.parametrize("name", ["blocks", "augmented"])
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_agree(name, case):
     tensors = make(case)
@@ -70,14 +70,29 @@ def test_gradients_agree(name, case):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("keep", [0, 10**6])
 @pytest.mark.parametrize("block", [1, 200, 1000])
 @pytest.mark.parametrize("case", CASES)
-def test_the_size_of_the_pieces_does_not_matter(monkeypatch, block, case):
+def test_the_size_of_the_pieces_does_not_matter(monkeypatch, block, keep, case):
+    """Nor whether the map is kept for the backward pass."""
+    monkeypatch.setattr(attention, "BLOCK", block)
+    monkeypatch.setattr(attention, "KEEP", keep)
     tensors = make(case)
-    with torch.no_grad():
-        expected = run("explicit", case, tensors)
-        monkeypatch.setattr(attention, "BLOCK", block)
-        torch.testing.assert_close(run("row_blocks", case, tensors), expected, rtol=1e-10, atol=1e-12)
+    expected, got = run("explicit", case, tensors), run("blocks", case, tensors)
+    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+    weights = torch.randn(got.shape, dtype=got.dtype)
+    gradients = (torch.autograd.grad(out, tensors, weights) for out in (got, expected))
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("keep", [0, 10**6])
+def test_gradients_of_blocks_against_differences(monkeypatch, keep):
+    monkeypatch.setattr(attention, "BLOCK", 20)
+    monkeypatch.setattr(attention, "KEEP", keep)
+    shapes = [(2, 2, 6, 3), (2, 2, 4, 3), (2, 2, 4, 3), (2, 2, 3, 2, 2), (2, 2, 3, 2, 2)]
+    inputs = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
+    assert torch.autograd.gradcheck(attention.blocks, inputs)
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
@@ -106,24 +121,24 @@ def test_the_map_is_a_distribution():
 
 
 def test_the_choice(monkeypatch):
-    """Without gradients by rows, with gradients without a map; forcing one holds within its context only."""
+    """By device and number format; forcing one holds within its context only."""
     used = []
     for name, function in IMPLEMENTATIONS.items():
         spy = lambda *args, name=name, function=function: used.append(name) or function(*args)  # noqa: E731
         monkeypatch.setitem(IMPLEMENTATIONS, name, spy)
     q = torch.randn(1, 1, 4, 8)
     attend(q, q, q)
-    with torch.no_grad():
-        attend(q, q, q)
     with use_attention("explicit"):
         attend(q, q, q)
-    attend(q, q, q)
-    assert used == ["augmented", "row_blocks", "explicit", "augmented"]
+    for other in (q.bfloat16(), q.to("meta")):
+        attend(other, other, other)
+    torch.compile(attend, backend="eager")(q, q, q)
+    assert used == ["blocks", "explicit", "augmented", "explicit", "augmented"]
 
 
 def test_unknown_attention():
     with (
-        pytest.raises(ValueError, match="'flash' does not exist; choose one of explicit, row_blocks"),
+        pytest.raises(ValueError, match="'flash' does not exist; choose one of explicit, blocks"),
         use_attention("flash"),
     ):
         pass
