@@ -9,6 +9,7 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "nlnet_d2" / "__init__.py").read_text()).group(1)
 
 VIDEO = ["av>=12"]  # frame-accurate decoding with strict errors; the wheels bring FFmpeg
+EXPORT = ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.3"]
 DEV = ["pytest>=8", "ruff>=0.9"]
 
 setup(
@@ -18,7 +19,13 @@ setup(
     long_description=(ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=find_packages(include=("nlnet_d2", "nlnet_d2.*")),
+    packages=[*find_packages(include=("nlnet_d2", "nlnet_d2.*")), "nlnet_d2.configs"],
+    package_dir={"nlnet_d2.configs": "configs"},  # the recipes; config/zoo.py finds them, installed or not
+    package_data={
+        "nlnet_d2.configs": ["**/*.yaml", "README.md"],
+        "nlnet_d2.reporting": ["templates/*.html"],
+    },
+    entry_points={"console_scripts": ["nlnet-d2 = nlnet_d2.cli:main"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.4",
@@ -30,6 +37,14 @@ setup(
         "safetensors>=0.4.3",
         "shapely>=2.0",  # fvcore clips polygons with it where images are cropped
         "tqdm>=4.60",
+        "jinja2>=3.1",
+        "matplotlib>=3.6",
     ],
-    extras_require={"video": VIDEO, "opencv": ["opencv-python-headless>=4.8.0.76"], "dev": DEV},
+    extras_require={
+        "video": VIDEO,
+        "opencv": ["opencv-python-headless>=4.8.0.76"],
+        "export": EXPORT,
+        "wandb": ["wandb>=0.16"],
+        "dev": DEV,
+    },
 )

@@ -28,6 +28,7 @@ MAY_IMPORT = {
 }
 MAY_IMPORT["inference"] = MAY_IMPORT["engine"] | {"inference"}
 MAY_IMPORT["reporting"] = MAY_IMPORT["inference"] | {"reporting"}
+MAY_IMPORT["cli"] = MAY_IMPORT["reporting"] | {"cli"}
 
 
 def imported_modules(path: Path) -> set[str]:
