@@ -106,13 +106,13 @@ def _seen_frames(view: View, count: int) -> np.ndarray:
 
 def _heat(view: View, frame: np.ndarray, weights: np.ndarray, size: int) -> np.ndarray:
     """One frame under weights (H', W') in 0..1 that cover the padded input."""
-    height, width = view.padded
-    weights = cv2.resize(
-        weights.astype(np.float32).clip(0, 1), (width, height), interpolation=cv2.INTER_NEAREST
-    )
-    weights = np.sqrt(_resize(weights[: frame.shape[0], : frame.shape[1]], size))[..., None]
+    scale = size / max(frame.shape[:2])
+    frame = _resize(frame, size)
+    sides = tuple(max(1, round(side * scale)) for side in reversed(view.padded))
+    weights = cv2.resize(weights.astype(np.float32).clip(0, 1), sides, interpolation=cv2.INTER_NEAREST)
+    weights = np.sqrt(weights[: frame.shape[0], : frame.shape[1]])[..., None]
     colours = cv2.applyColorMap((weights * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
-    grey = cv2.cvtColor(_resize(frame, size), cv2.COLOR_RGB2GRAY)[..., None]
+    grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)[..., None]
     opacity = 0.35 + 0.5 * weights
     return ((1 - opacity) * grey + opacity * colours).astype(np.uint8)
 

@@ -1,6 +1,6 @@
 """What a detector's backbone looks at in one picture or clip, from chosen points and on the whole."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -38,16 +38,23 @@ class View:
     """What all modules of a backbone see.
 
     Attributes:
-        frames: (T, H, W, 3) uint8 RGB, what the network was given; T = 1 for a picture.
-        padded: (H, W) of the network's input, padding at the right and bottom included.
+        frames: (T, H, W, 3) uint8 RGB, what the network was given, of any size; T = 1 for a picture.
+        padded: height and width of its input in their pixels, padding at the right and bottom included.
         points: (Q, 2): y, x in pixels of the frames, or (Q, 3): frame, y, x.
         blocks: by the order in which they run.
     """
 
     frames: np.ndarray
-    padded: tuple[int, int]
+    padded: tuple[float, float]
     points: np.ndarray
     blocks: list[BlockView]
+
+    def on(self, image: np.ndarray) -> "View":
+        """The same with another version (H', W', 3) of the picture, such as the one at full size."""
+        scale = np.array(image.shape[:2]) / self.frames.shape[1:3]
+        return replace(
+            self, frames=image[None], padded=tuple(self.padded * scale), points=self.points * scale
+        )
 
 
 def view(model: nn.Module, sample: dict, frames: np.ndarray, points: np.ndarray) -> View:

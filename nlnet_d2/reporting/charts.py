@@ -14,7 +14,6 @@ from nlnet_d2.reporting.run_folder import RunFolder
 STYLE = {"svg.fonttype": "none", "font.size": 9, "font.family": "sans-serif", "svg.hashsalt": "nlnet_d2"}
 SIZE = (6.4, 3.4)  # inches
 NAMED = 12  # curves that a legend has room for
-SMOOTH = 20  # values of a loss over which its running median goes, as Detectron2 prints it
 
 
 def loss_chart(run: RunFolder) -> Markup | None:

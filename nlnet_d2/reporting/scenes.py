@@ -113,9 +113,10 @@ def view_scene(model: nn.Module, scene: Scene, points: np.ndarray) -> View:
                 f"--point {x:g} {y:g} is outside the picture, which is {width} x {height} pixels"
             )
     try:
-        return view(model, scene.sample, scene.frames, scene.points(points))
+        seen = view(model, scene.sample, scene.frames, scene.points(points))
     except ValueError as error:
         raise ConfigError(
             f"{error}: there is nothing to draw. Models with MODEL.CONTEXT.BLOCKS such as NonLocal or "
             "GlobalContext have attention, and those with a ViT or MViT"
         ) from error
+    return seen if "clip" in scene.sample else seen.on(scene.image)
