@@ -1,9 +1,14 @@
 """Non-local block: "Non-local Neural Networks", Wang et al. 2018, arXiv 1711.07971.
 
 Deliberately different from public code: the pairwise matrix f, (positions x positions), is never formed where
-the result does not need it. Softmax goes through scaled_dot_product_attention; the dot product is
-re-associated, theta (phi^T g), which makes its cost linear in the number of positions.
+the result does not need it. Softmax goes through scaled_dot_product_attention. The dot product is linear in
+every one of its parts and is re-associated by shape (``choose_order``), which makes its cost linear in the
+number of positions.
 """
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -14,6 +19,44 @@ from nlnet_d2.layers.attention_rows import flat_cells
 from nlnet_d2.layers.norm import get_norm
 
 MODES = ("embedded_gaussian", "gaussian", "dot_product", "concatenation")
+
+# Orders of multiplication of the dot product: (theta phi^T) g; theta (phi^T g); or, since theta, phi and g are
+# linear in x, first X X^T, then all weights, then x.
+ORDERS = ("pairwise", "reassociated", "gram")
+_forced: str | None = None
+
+
+@contextmanager
+def use_order(name: str) -> Iterator[None]:
+    """Force one of ``ORDERS`` within the context, for tests and measurements."""
+    global _forced
+    if name not in ORDERS:
+        raise ValueError(f"order {name!r} does not exist; choose one of {', '.join(ORDERS)}")
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def choose_order(x: torch.Tensor, keys: int, inner: int) -> str:
+    """The order with the fewest multiply-adds for x (N, C, ...), ``keys`` positions j and C' = ``inner``.
+
+    ``gram`` sums squares over all positions, for which half precision is too coarse. On the meta device,
+    where costs are counted, the answer is always ``reassociated``.
+    """
+    if _forced or x.is_meta:
+        return _forced or "reassociated"
+    channels, positions = x.shape[1], x.shape[2:].numel()
+    projections = 2 * (positions + keys) * channels * inner
+    costs = {
+        "pairwise": projections + 2 * positions * keys * inner,
+        "reassociated": projections + (positions + keys) * inner**2,
+        "gram": (positions + keys) * channels**2 + 2 * (channels + inner) * channels * inner,
+    }
+    if x.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(x.device.type):
+        del costs["gram"]
+    return min(costs, key=costs.get)
 
 
 @BLOCKS.register()
@@ -86,8 +129,10 @@ class NonLocal(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: (N, C, H, W) or (N, C, T, H, W) -> the same shape."""
-        theta, phi, g = self._project(x)
-        y = self._aggregate(theta, phi, g)  # (N, P, C')
+        order = self._order(x)
+        if self.mode == "dot_product" and order == "gram":
+            return x + self.norm(self._gram(x))
+        y = self._aggregate(*self._project(x), order)  # (N, P, C')
         y = y.transpose(1, 2).unflatten(2, x.shape[2:])  # (N, C', H, W)
         return x + self.norm(self.out(y))
 
@@ -106,6 +151,28 @@ class NonLocal(nn.Module):
         rows = self._pairwise(theta[:, flat_cells(points, x.shape[2:])], phi)  # (N, Q, M)
         return rows.unflatten(2, self._subsample(x[:, :1]).shape[2:]).unsqueeze(2)
 
+    def _order(self, x: torch.Tensor) -> str:
+        """See ``choose_order``; a maximum over phi(x) is not linear in x, so then there is no ``gram``."""
+        keys = math.prod(max(size // w, 1) for size, w in zip(x.shape[2:], self.window, strict=True))
+        order = choose_order(x, keys, self.g.out_channels)
+        pooled_after = self.subsample_at == "after" and max(self.window) > 1
+        return "reassociated" if order == "gram" and pooled_after else order
+
+    def _gram(self, x: torch.Tensor) -> torch.Tensor:
+        """W_z y of the dot product, from the second moments of x: (N, C, H, W) -> (N, C, H, W).
+
+        With a 1 appended to x, the mean of phi_j g_j^T is W_phi E W_g^T, E the mean of x_j x_j^T.
+        """
+        keys = (self._subsample(x) if self.subsample_at == "before" else x).flatten(2)  # (N, C, M)
+        mean = keys.mean(2, keepdim=True)
+        moments = keys @ keys.transpose(1, 2) / keys.shape[2]
+        moments = torch.cat((torch.cat((moments, mean), 2), F.pad(mean.transpose(1, 2), (0, 1), value=1)), 1)
+        convs = (self.theta, self.phi, self.g)
+        theta, phi, g = (torch.cat((conv.weight.flatten(1), conv.bias[:, None]), 1) for conv in convs)
+        whole = self.out.weight.flatten(1) @ (g @ moments @ phi.t()) @ theta  # (N, C, C + 1)
+        z = torch.baddbmm(whole[..., -1:] + self.out.bias[:, None], whole[..., :-1], x.flatten(2))
+        return z.view_as(x)
+
     def _project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """theta (N, P, C'), phi and g (N, M, C'), with M sub-sampled positions."""
         before = self._subsample(x) if self.subsample_at == "before" else x
@@ -114,18 +181,21 @@ class NonLocal(nn.Module):
         g = self.g(before)
         if self.subsample_at == "after":
             phi, g = self._subsample(phi), self._subsample(g)
-        return tuple(t.flatten(2).transpose(1, 2) for t in (theta, phi, g))
+        # One position after the other in memory: other layouts are not for the fused kernel.
+        return tuple(t.flatten(2).transpose(1, 2).contiguous() for t in (theta, phi, g))
 
     def _subsample(self, x: torch.Tensor) -> torch.Tensor:
         window = [min(w, size) for w, size in zip(self.window, x.shape[2:], strict=True)]
         return x if max(window) == 1 else self.max_pool(x, window)
 
-    def _aggregate(self, theta: torch.Tensor, phi: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+    def _aggregate(
+        self, theta: torch.Tensor, phi: torch.Tensor, g: torch.Tensor, order: str = "reassociated"
+    ) -> torch.Tensor:
         """y = f / C(x) g: (N, P, C')."""
         if self.mode.endswith("gaussian"):
             q, k, v = (t.unsqueeze(1) for t in (theta, phi, g))  # one head
             return F.scaled_dot_product_attention(q, k, v, scale=self.scale).squeeze(1)
-        if self.mode == "dot_product":
+        if self.mode == "dot_product" and order == "reassociated":
             return theta @ (phi.transpose(1, 2) @ (g / g.shape[1]))  # divided first: half precision
         return self._pairwise(theta, phi) @ g
 

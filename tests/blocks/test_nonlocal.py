@@ -7,7 +7,7 @@ import torch
 from deterministic import compare, golden_state_dict, make_input, read_keys
 from torch.nn import functional as F
 
-from nlnet_d2.blocks.nonlocal_ import MODES, NonLocal
+from nlnet_d2.blocks.nonlocal_ import MODES, ORDERS, NonLocal, choose_order, use_order
 
 NORMS = ["BN", "SyncBN", "FrozenBN", "GN", "LN", ""]
 
@@ -100,6 +100,48 @@ def test_equations(mode, use_scale, size, subsample, at):
     window = [1] * (dim - 2) + [subsample] * 2 if isinstance(subsample, int) else subsample
     with torch.no_grad():
         torch.testing.assert_close(block(x), literal(block, x, use_scale, window, at))
+
+
+@pytest.mark.parametrize("size", [(3, 4), (2, 3, 5)])
+@pytest.mark.parametrize("subsample", [1, 2])
+@pytest.mark.parametrize("order", ORDERS)
+def test_orders_of_the_dot_product(order, subsample, size):
+    """Each order follows the equations, and all have the same gradients."""
+    options = {"dim": len(size), "mode": "dot_product", "subsample": subsample}
+    block = randomize(NonLocal(6, **options).double()).eval()
+    x = torch.randn(2, 6, *size, dtype=torch.float64, requires_grad=True)
+    window = [1] * (len(size) - 2) + [subsample] * 2
+    with use_order(order):
+        torch.testing.assert_close(block(x), literal(block, x, True, window, "before"))
+        got = torch.autograd.grad(block(x).square().sum(), [x, *block.parameters()])
+    with use_order("pairwise"):
+        expected = torch.autograd.grad(block(x).square().sum(), [x, *block.parameters()])
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_maximum_after_phi_is_not_reordered(order):
+    block = randomize(NonLocal(6, mode="dot_product", subsample=2, subsample_at="after").double()).eval()
+    x = torch.randn(2, 6, 4, 6, dtype=torch.float64)
+    with torch.no_grad(), use_order(order):
+        torch.testing.assert_close(block(x), literal(block, x, True, [2, 2], "after"))
+
+
+def test_the_choice_of_order():
+    few, many = torch.zeros(1, 64, 4, 4), torch.zeros(1, 64, 40, 40)
+    assert choose_order(few, 16, 32) == "pairwise"
+    assert choose_order(many, 1600, 32) == "gram"
+    assert choose_order(many, 1600, 8) == "reassociated"
+    assert choose_order(many.bfloat16(), 1600, 32) == "reassociated"
+    assert choose_order(many.to("meta"), 1600, 32) == "reassociated"
+    with torch.autocast("cpu"):
+        assert choose_order(many, 1600, 32) == "reassociated"
+    with (
+        pytest.raises(ValueError, match="order 'random' does not exist; choose one of pairwise"),
+        use_order("random"),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("norm", NORMS)
