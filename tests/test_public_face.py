@@ -1,16 +1,20 @@
 """What other projects rely on: registration by import, one config function, Lazy configs and plain Python."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
+from detectron2.config import CfgNode, get_cfg, instantiate
 from detectron2.config import LazyCall as L
-from detectron2.config import get_cfg, instantiate
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import FPN, build_backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 
 import nlnet_d2
 from nlnet_d2.backbones.resnet import ContextResNet
+from nlnet_d2.backbones.vit_pyramid import SimpleFeaturePyramid
 
 BLOCK = {"NAME": "NonLocal", "AT": {"res4": [-2]}}
 
@@ -76,3 +80,23 @@ def test_lazy_config():
     assert backbone.bottom_up.res4[0].after_add[0].theta.in_channels == 256
     with torch.no_grad():
         assert set(backbone(torch.randn(1, 3, 64, 64))) == {"p2", "p3", "p4", "p5", "p6"}
+
+
+def test_the_snippets_of_the_readme():
+    """Those under "Use from another project", in order: Python runs, YAML builds its backbone."""
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    section = re.search(r"## Use from another project\n(.*?)\n## ", text, re.S)[1]
+    names, built = {}, []
+    with torch.device("meta"):
+        for language, code in re.findall(r"```(\w+)\n(.*?)```", section, re.S):
+            if language == "python":
+                exec(code, names)
+            else:
+                cfg = names["cfg"].clone()
+                cfg.merge_from_other_cfg(CfgNode.load_cfg(code))
+                built.append(build_backbone(cfg, ShapeSpec(channels=3)))
+        lazy = instantiate(names["backbone"])
+    assert [type(b).__name__ for b in built] == ["SimpleFeaturePyramid", "FPN"]
+    assert built[0].net.pos_embed.shape[-1] == 384 and built[0].square_pad == 1024
+    assert built[1].bottom_up.res4[-2].after_add, "the block is there"
+    assert isinstance(lazy, SimpleFeaturePyramid) and lazy.net.use_act_checkpoint

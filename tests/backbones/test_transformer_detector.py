@@ -47,7 +47,7 @@ def test_training_step(name):
     """Images of unequal size, one of them without an object; every parameter gets a finite gradient."""
     torch.manual_seed(0)
     model = build_model(config(name)).train()
-    batch = [sample(96, 200, [[20.0, 20, 60, 60]]), sample(150, 77, [])]
+    batch = [sample(96, 160, [[20.0, 20, 60, 60]]), sample(150, 77, [])]
     with EventStorage():
         losses = model(batch)
     assert set(losses) == {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg", "loss_mask"}
@@ -64,7 +64,7 @@ def test_heads_have_the_norm(name):
 
 
 @pytest.mark.parametrize("name", QUICKSTART)
-@pytest.mark.parametrize("hw", [(97, 131), (300, 40), (256, 256)])
+@pytest.mark.parametrize("hw", [(97, 131), (300, 40), (160, 160)])
 def test_default_predictor(name, hw):
     predictor = DefaultPredictor(config(name, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0))
     image = np.random.default_rng(0).integers(0, 255, (*hw, 3), dtype=np.uint8)
@@ -77,6 +77,6 @@ def test_an_image_larger_than_the_square_is_refused():
     """Upstream crops it at the right and bottom and says nothing."""
     predictor = DefaultPredictor(config(QUICKSTART[0], "INPUT.MAX_SIZE_TEST", 400))
     with pytest.raises(
-        ValueError, match="larger than MODEL.FPN.SQUARE_PAD 256: the batch is 256 x 512; lower"
+        ValueError, match="larger than MODEL.FPN.SQUARE_PAD 160: the batch is 160 x 320; lower"
     ):
         predictor(np.zeros((100, 200, 3), np.uint8))

@@ -2,10 +2,15 @@
 
 import pytest
 import torch
+from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from detectron2.structures import ImageList
 from deterministic import golden_state_dict, make_input, read_keys
 from torch import nn
 
+from nlnet_d2 import add_nlnet_config
 from nlnet_d2.backbones.mvit import MViT
 from nlnet_d2.backbones.padding import SquarePadFPN
 from nlnet_d2.backbones.vit import ViT
@@ -57,6 +62,20 @@ def test_activation_checkpointing_changes_no_gradient(network):
         torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.parametrize(
+    "section, builder",
+    [("VIT", "build_vit_simple_pyramid_backbone"), ("VIT", "build_vit_fpn_backbone")]
+    + [("MVIT", "build_mvit_fpn_backbone")],
+)
+def test_activation_checkpointing_has_a_key(section, builder):
+    cfg = get_cfg()
+    add_nlnet_config(cfg)
+    cfg.MODEL.BACKBONE.NAME, cfg.MODEL[section].ACT_CHECKPOINT = builder, True
+    with torch.device("meta"):
+        model = build_backbone(cfg, ShapeSpec(channels=3))
+    assert [m.use_act_checkpoint for m in model.modules() if isinstance(m, ViT | MViT)] == [True]
+
+
 def test_activation_checkpointing_keeps_less(network):
     """Counted in numbers that autograd keeps: of a block, only its input."""
     make, image, _ = network
@@ -73,6 +92,28 @@ def test_activation_checkpointing_keeps_less(network):
         return sum(sizes)
 
     assert kept(True) < kept(False) / 2
+
+
+def test_features_do_not_depend_on_the_padding_of_the_batch(network):
+    """With SQUARE_PAD, to 1e-4 of their spread: matrix products of another batch size sum in another order.
+
+    Without it they do: the padding is attended to, and the positions are stretched over it.
+    """
+    model = network[0]().eval()
+    small, large = torch.randn(3, 64, 96), torch.randn(3, 128, 112)
+
+    def features(*images):
+        batch = ImageList.from_tensors(list(images), model.size_divisibility)
+        with torch.no_grad():
+            return {k: v[-1] for k, v in model(batch.tensor).items()}
+
+    alone, together = features(small)["p2"], features(large, small)["p2"]
+    height, width = alone.shape[1:]
+    assert (alone - together[:, :height, :width]).abs().max() > 0.1 * alone.std()
+    model.set_square_pad(128)
+    alone, together = features(small), features(large, small)
+    for name in OUTPUTS:
+        assert (alone[name] - together[name]).abs().max() < 1e-4 * alone[name].std(), name
 
 
 @pytest.mark.parametrize("train", [False, True])

@@ -126,27 +126,6 @@ def test_windows_do_not_see_each_other():
     assert (before[..., 4:] - after[..., 4:]).abs().max() > 0.1
 
 
-def test_padding_to_a_square_does_not_depend_on_the_batch():
-    """With SQUARE_PAD the features of an image are the same in every batch, up to the order of summation.
-
-    Without it they are not: the padding is attended to, and the positions are stretched over it.
-    """
-    large, small = torch.randn(3, 120, 90), torch.randn(3, 64, 80)
-
-    def features(model, *images):
-        batch = ImageList.from_tensors(list(images), model.size_divisibility)
-        with torch.no_grad():
-            return {k: v[-1] for k, v in model(batch.tensor).items()}
-
-    squared, loose = randomize(tiny(128)), randomize(tiny(0))
-    alone, together = features(squared, small), features(squared, large, small)
-    for name in OUTPUTS:
-        torch.testing.assert_close(alone[name], together[name], rtol=1e-4, atol=1e-4)
-    alone, together = features(loose, small), features(loose, large, small)
-    height, width = alone["p2"].shape[1:]
-    assert (alone["p2"] - together["p2"][:, :height, :width]).abs().max() > 0.1
-
-
 def test_padding_contract():
     assert tiny(0).size_divisibility == 32 and tiny(0).padding_constraints == {"size_divisibility": 32}
     model = tiny(128)
@@ -260,6 +239,21 @@ def test_fpn_on_four_maps():
         "p5": (2, 3),
         "p6": (1, 2),
     }
+    sum(v.mean() for v in maps.values()).backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("patch, levels", [(8, "2345"), (16, "23456"), (32, "34567")])
+def test_the_pyramid_follows_the_patches(patch, levels):
+    cfg = get_cfg()
+    add_nlnet_config(cfg)
+    cfg.MODEL.BACKBONE.NAME = "build_vit_simple_pyramid_backbone"
+    vit = cfg.MODEL.VIT
+    vit.PATCH_SIZE, vit.EMBED_DIM, vit.DEPTH, vit.NUM_HEADS, vit.GLOBAL_BLOCKS = patch, 32, 1, 2, [0]
+    model = build_backbone(cfg, ShapeSpec(channels=3))
+    maps = model(torch.randn(1, 3, 128, 128))
+    assert list(maps) == list(model.output_shape()) == [f"p{level}" for level in levels]
+    assert [128 // v.shape[2] for v in maps.values()] == [s.stride for s in model.output_shape().values()]
     sum(v.mean() for v in maps.values()).backward()
     assert all(p.grad is not None for p in model.parameters())
 
