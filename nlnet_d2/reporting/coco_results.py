@@ -13,6 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, detection_utils
 from detectron2.structures import BoxMode
 from pycocotools.coco import COCO
 
+from nlnet_d2.data.errors import DataError
 from nlnet_d2.evaluation.coco import FIELD_OF_TASK, FastCOCOeval, complete_annotations
 from nlnet_d2.evaluation.gallery import draw_things
 from nlnet_d2.reporting.matching import MIN_SCORE, Objects
@@ -45,7 +46,7 @@ def coco_results(name: str, detections: Path, cfg: CfgNode) -> SetResults:
     """Evaluate COCO results of a registered data set once more, with everything that a page can show.
 
     Raises:
-        OSError, DataError: the data set is not there.
+        OSError, DataError: the data set is not there, or not the one that was evaluated.
     """
     records = DatasetCatalog.get(name)
     metadata = MetadataCatalog.get(name)
@@ -54,12 +55,20 @@ def coco_results(name: str, detections: Path, cfg: CfgNode) -> SetResults:
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
         truth = COCO(metadata.json_file)
         complete_annotations(truth, metadata.json_file)
+        _require_same_data(detections, results, truth)
         for task in FIELD_OF_TASK:
             if any(FIELDS[task] in result for result in results):
                 evaluation = _evaluate(truth, results, task, cfg)
                 tables += [_summary(evaluation, task), _per_class(evaluation, task, metadata)]
                 curves |= _curves(evaluation, task, metadata)
     return SetResults(name, metadata.thing_classes, tables, curves, _compare(records, results, metadata))
+
+
+def _require_same_data(detections: Path, results: list[dict], truth: COCO) -> None:
+    for key, known in (("image_id", truth.imgs), ("category_id", truth.cats)):
+        unknown = {result[key] for result in results} - set(known)
+        if unknown:
+            raise DataError(f"{detections}: {key} {min(unknown)} is not in the data: it is of other data")
 
 
 def _evaluate(truth: COCO, results: list[dict], task: str, cfg: CfgNode) -> FastCOCOeval:

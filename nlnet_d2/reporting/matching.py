@@ -72,10 +72,11 @@ def match(truth: Objects, found: Objects) -> Verdict:
     overlap = _overlaps(truth.boxes[plain], found.boxes[sure])
     same = truth.classes[plain][:, None] == found.classes[sure][None]
     verdict, free_true, free_found = Verdict(), dict.fromkeys(plain.tolist()), dict.fromkeys(sure.tolist())
-    for position in np.argsort(-(overlap + same), axis=None, kind="stable"):
-        t, f = np.unravel_index(position, overlap.shape)
+    candidates = np.argwhere(overlap >= MIN_OVERLAP)
+    order = np.argsort(-(overlap + same)[tuple(candidates.T)], kind="stable")
+    for t, f in candidates[order].tolist():
         true, detection = int(plain[t]), int(sure[f])
-        if overlap[t, f] < MIN_OVERLAP or true not in free_true or detection not in free_found:
+        if true not in free_true or detection not in free_found:
             continue
         del free_true[true], free_found[detection]
         (verdict.right if same[t, f] else verdict.confused).append((true, detection))

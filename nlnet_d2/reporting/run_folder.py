@@ -53,9 +53,15 @@ class RunFolder:
         return None
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
-        """Iterations, from 1, and values of a metric; both empty if it was not written."""
-        rows = [(row["iteration"] + 1, row[name]) for row in self.metrics if name in row]
-        return [iteration for iteration, _ in rows], [value for _, value in rows]
+        """How many iterations were done, and the value of a metric then; both empty if it was not written."""
+        rows = [row for row in self.metrics if name in row]
+        return [iterations_done(row) for row in rows], [row[name] for row in rows]
+
+
+def iterations_done(row: dict) -> int:
+    """How many iterations were done when a row of metrics.json was written: they are numbered from 0, and the
+    evaluation after the last one has the next number."""
+    return row["iteration"] + ("total_loss" in row)
 
 
 def read_run(folder: str | Path) -> RunFolder:

@@ -18,7 +18,7 @@ from nlnet_d2.reporting.cards import Card, choose_cards
 from nlnet_d2.reporting.coco_results import coco_results
 from nlnet_d2.reporting.matching import MIN_OVERLAP, MIN_SCORE, Verdict, confusion, match
 from nlnet_d2.reporting.results import Compared, SetResults, Table
-from nlnet_d2.reporting.run_folder import COCO_RESULTS, CONFIG, RunFolder
+from nlnet_d2.reporting.run_folder import COCO_RESULTS, CONFIG, RunFolder, iterations_done
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +76,7 @@ def result_section(results: SetResults, pairs: Pairs) -> Section:
     ] = charts.confusion_chart(matrix, results.classes)
     return Section(
         f"Results on {results.name}",
+        notes=[] if results.tables else ["The model detected nothing at all: every average precision is 0."],
         tables=[*results.tables, _confusions(matrix, results.classes)],
         charts=shown,
         cards=choose_cards(pairs, results.classes),
@@ -127,13 +128,13 @@ def _last_metrics(run: RunFolder) -> Table:
     last = {}
     for row in run.metrics:
         last |= {
-            name: [name, value, row["iteration"]]
+            name: [name, value, iterations_done(row)]
             for name, value in row.items()
             if name.removeprefix("ema/").partition("/")[0] in TASKS
         }
     note = "As the run wrote them to metrics.json."
     return Table(
-        "Metrics of the last evaluation", ["metric", "value", "iteration"], list(last.values()), note
+        "Metrics of the last evaluation", ["metric", "value", "iterations"], list(last.values()), note
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from nlnet_d2.evaluation.coco import FastCOCOEvaluator
 from nlnet_d2.reporting.run_folder import COCO_RESULTS, read_run
-from nlnet_d2.reporting.sections import compare_all, read_results
+from nlnet_d2.reporting.sections import compare_all, read_results, result_section
 
 
 @pytest.fixture
@@ -91,3 +91,21 @@ def test_not_evaluated(coco_run, copy):
     results, (note,) = read_results(read_run(folder))
     assert results == []
     assert note.startswith("tiny_val: there are no detections")
+
+
+def test_detections_of_other_data(coco_run, copy):
+    folder = copy(coco_run)
+    path = folder / "inference" / COCO_RESULTS
+    path.write_text(path.read_text().replace('"image_id": 2', '"image_id": 77'))
+    results, (note,) = read_results(read_run(folder))
+    assert results == []
+    assert "image_id 77 is not in the data" in note
+
+
+def test_nothing_was_detected(coco_run, copy):
+    folder = copy(coco_run)
+    (folder / "inference" / COCO_RESULTS).write_text("[]")
+    (results,), _ = read_results(read_run(folder))
+    section = result_section(results, compare_all(results))
+    assert section.notes == ["The model detected nothing at all: every average precision is 0."]
+    assert {card.kind for card in section.cards} == {"worst", "missed"}

@@ -11,7 +11,7 @@ from nlnet_d2.reporting.run_folder import COCO_RESULTS, read_run
 def test_a_run(coco_run):
     run = read_run(coco_run)
     assert run.series("total_loss") == ([1, 2, 3, 4], [2.0, 1.9, 1.8, 1.7])
-    assert run.series("bbox/AP") == ([3, 5], [20.0, 40.0])
+    assert run.series("bbox/AP") == ([3, 4], [20.0, 40.0])  # the second after the end
     assert run.series("absent") == ([], [])
     assert run.weights() == coco_run / "model_final.pth"
     assert run.detections("tiny_val", COCO_RESULTS).is_file()
