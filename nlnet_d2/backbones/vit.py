@@ -75,7 +75,7 @@ class Attention(nn.Module):
         qkv = F.linear(x, self.qkv.weight)
         if window:
             qkv = window_partition(qkv, window)
-        qkv = qkv + self.qkv.bias.to(qkv.dtype)  # after the partition: padding tokens have a bias too
+        qkv += self.qkv.bias.to(qkv.dtype)  # after the partition: padding tokens have a bias too
         hw = qkv.shape[1:3]
         q, k, v = qkv.flatten(1, 2).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
         positions = decomposed_bias(q, self.rel_pos_h, self.rel_pos_w, hw, hw) if self.has_positions else ()

@@ -20,8 +20,8 @@ from nlnet_d2.layers.norm import get_norm
 
 MODES = ("embedded_gaussian", "gaussian", "dot_product", "concatenation")
 
-# Orders of multiplication of the dot product: (theta phi^T) g; theta (phi^T g); or, since theta, phi and g are
-# linear in x, first X X^T, then all weights, then x.
+# Orders of multiplication of the dot product: (theta phi^T) g; theta (phi^T g); or, since theta, phi and g
+# are linear in x, first X X^T, then all weights, then x.
 ORDERS = ("pairwise", "reassociated", "gram")
 _forced: str | None = None
 
