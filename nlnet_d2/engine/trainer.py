@@ -20,6 +20,7 @@ from nlnet_d2.engine.loader import TrainLoader, build_test_loader, build_train_l
 from nlnet_d2.engine.precision import training_precision
 from nlnet_d2.engine.progress import ProgressBar
 from nlnet_d2.engine.step import TrainStep
+from nlnet_d2.engine.weights import load_attached
 from nlnet_d2.evaluation.ava import AvaEvaluator
 from nlnet_d2.evaluation.coco import FastCOCOEvaluator
 from nlnet_d2.solver import build_optimizer
@@ -100,6 +101,7 @@ class Trainer(DefaultTrainer):
             load_weights(self.checkpointer.model, self.cfg.MODEL.WEIGHTS, allow_missing=allowed)
         else:
             logger.info("MODEL.WEIGHTS is empty: starting from random weights")
+        load_attached(self.checkpointer.model, self.cfg)
         if begun:
             comm.synchronize()  # MODEL.WEIGHTS may be among them
             self.checkpointer.set_aside()

@@ -2,6 +2,7 @@
 
 from detectron2.config import CfgNode
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from nlnet_d2.checkpoint import load_weights
 from nlnet_d2.checkpoint.checkpointer import CheckpointError
@@ -39,6 +40,7 @@ def load_attached(model: nn.Module, cfg: CfgNode) -> bool:
     people = cfg.MODEL.PEOPLE
     if people.NAME != "FrozenDetector" or not people.WEIGHTS:
         return False
+    model = model.module if isinstance(model, DistributedDataParallel) else model
     report = load_weights(model.people.detector, people.WEIGHTS)
     try:
         report.require_complete(allow_missing=report.unexpected)

@@ -66,8 +66,11 @@ class ActionOverlay:
         labels = [_label(scores, names, min_score) for scores in instances.scores.tolist()]
         # What comes out on black is the drawing; where it differs from that on white, one sees through it.
         black, white = (self._draw(instances, labels, ground) for ground in (0, 255))
-        self._drawing = black.astype(np.uint16)
-        self._see_through = white.astype(np.uint16) - black
+        see_through = white.astype(np.uint16) - black
+        drawn = np.nonzero((see_through < 255).any(axis=2))
+        if len(drawn[0]):
+            self._where = tuple(slice(i.min(), i.max() + 1) for i in drawn)
+            self._drawing, self._see_through = black[self._where], see_through[self._where]
 
     @staticmethod
     def _draw(instances: Instances, labels: list[str], ground: int) -> np.ndarray:
@@ -80,9 +83,10 @@ class ActionOverlay:
     def over(self, image: np.ndarray) -> np.ndarray:
         """The overlay on (H, W, 3) uint8 RGB, ``enlargement(image)`` times as large."""
         image = enlarge(image)
-        if self._drawing is None:
-            return image
-        return (self._drawing + image * self._see_through // 255).astype(np.uint8)
+        if self._drawing is not None:
+            under = image[self._where] * self._see_through // 255
+            image[self._where] = self._drawing + under.astype(np.uint8)
+        return image
 
 
 def _label(scores: list[float], names: list[str], min_score: float) -> str:
