@@ -17,9 +17,10 @@ from torch import nn
 from nlnet_d2.analysis.attention_maps import attention_modules
 from nlnet_d2.analysis.attention_pictures import draw_view, strongest_positions
 from nlnet_d2.analysis.attention_views import View
-from nlnet_d2.engine.errors import ConfigError, exit_code
+from nlnet_d2.engine.errors import ConfigError
 from nlnet_d2.inference.config import predict_config
 from nlnet_d2.inference.predictor import takes_clips, trained_model
+from nlnet_d2.reporting.command_line import new_parser, run_command
 from nlnet_d2.reporting.run_folder import CONFIG, here
 from nlnet_d2.reporting.scenes import Scene, object_points, read_scene, view_scene
 
@@ -28,9 +29,7 @@ logger = logging.getLogger(__name__)
 
 def argument_parser(description: str | None = None) -> argparse.ArgumentParser:
     """The flags of pictures of attention."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(description)
     parser.add_argument(
         "--input", required=True, metavar="PICTURE", help="an image; for models of clips a video"
     )
@@ -57,10 +56,7 @@ def argument_parser(description: str | None = None) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None, description: str | None = None) -> int:
     """Draw as the command line says; returns the exit code (see ``engine/errors.py``)."""
-    args = argument_parser(description).parse_args(argv)
-    logging.basicConfig(format="%(levelname)s: %(message)s")
-    logging.getLogger("nlnet_d2.reporting").setLevel(logging.INFO)
-    return exit_code(run, args)
+    return run_command(run, argument_parser(description), argv)
 
 
 def run(args: argparse.Namespace) -> list[Path]:

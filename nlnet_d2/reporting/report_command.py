@@ -5,7 +5,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from nlnet_d2.engine.errors import exit_code
+from nlnet_d2.reporting.command_line import new_parser, run_command
 from nlnet_d2.reporting.page import PAGE, report
 
 logger = logging.getLogger(__name__)
@@ -13,9 +13,7 @@ logger = logging.getLogger(__name__)
 
 def argument_parser(description: str | None = None) -> argparse.ArgumentParser:
     """The flags of a report."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(description)
     parser.add_argument("folder", metavar="OUTPUT_DIR", help="of a training or evaluation")
     parser.add_argument("--page", metavar="FILE", help=f"where to write it (default: {PAGE} in the folder)")
     parser.add_argument(
@@ -26,10 +24,7 @@ def argument_parser(description: str | None = None) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None, description: str | None = None) -> int:
     """Write the page; returns the exit code (see ``engine/errors.py``)."""
-    args = argument_parser(description).parse_args(argv)
-    logging.basicConfig(format="%(levelname)s: %(message)s")
-    logging.getLogger("nlnet_d2.reporting").setLevel(logging.INFO)
-    return exit_code(run, args)
+    return run_command(run, argument_parser(description), argv)
 
 
 def run(args: argparse.Namespace) -> Path:
