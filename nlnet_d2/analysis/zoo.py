@@ -13,6 +13,7 @@ from detectron2.config import CfgNode, get_cfg
 from nlnet_d2.analysis.complexity import RULE, Complexity, build_on_meta, measure
 from nlnet_d2.config import add_nlnet_config
 from nlnet_d2.config.files import merge_file
+from nlnet_d2.config.zoo import config_files
 
 INTRODUCTION = """\
 # Configs
@@ -26,11 +27,6 @@ augmentation and framework: across sources, compare gains rather than absolute n
 Parameters and GFLOPs are ours: `tools/analyze.py` (`--json` for exact integers, `--tree` for every module).
 """
 COLUMNS = ("config", "starts from", "params (M)", "GFLOPs", "input", "published", "measured")
-
-
-def config_files(folder: Path) -> list[Path]:
-    """All recipes under ``configs``: the YAML files but the bases."""
-    return sorted(path for path in folder.rglob("*.yaml") if not path.name.startswith("Base-"))
 
 
 def read_config(path: str | Path) -> CfgNode:

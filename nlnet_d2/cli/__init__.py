@@ -17,6 +17,10 @@ COMMANDS = {
     "report": "one HTML page about a run",
     "check": "look for mistakes in data, count and draw them",
     "models": "list the recipes, or show one",
+    "analyze": "parameters and FLOPs of a config",
+    "convert": "turn published weights into a file for one config",
+    "prepare-ava": "check and index data in AVA's format, convert boxes",
+    "evaluate-ava": "frame-mAP of a detections file in AVA's format",
     "doctor": "versions, GPU, data: what is missing and how to get it",
 }
 

@@ -9,13 +9,14 @@ _PACKAGE = Path(__file__).parents[1]
 CONFIGS = next(path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir())
 
 
-def list_configs(pattern: str = "*") -> list[str]:
-    """Names of the recipes, such as ``coco/mask_rcnn_nl_R50_FPN.yaml``, that a glob fits in whole or in part.
+def config_files(folder: Path = CONFIGS) -> list[Path]:
+    """All recipes under a folder: the YAML files but those called ``Base-*``, from which others inherit."""
+    return sorted(path for path in folder.rglob("*.yaml") if not path.name.startswith("Base-"))
 
-    The files called ``Base-*`` are no recipes: others inherit from them.
-    """
-    paths = sorted(path for path in CONFIGS.rglob("*.yaml") if not path.name.startswith("Base-"))
-    names = [path.relative_to(CONFIGS).as_posix() for path in paths]
+
+def list_configs(pattern: str = "*") -> list[str]:
+    """Names of the recipes, such as ``coco/mask_rcnn_nl_R50_FPN.yaml``, that a glob fits, all or a part."""
+    names = [path.relative_to(CONFIGS).as_posix() for path in config_files()]
     return [name for name in names if fnmatchcase(name.lower(), f"*{pattern.lower()}*")]
 
 
@@ -38,7 +39,7 @@ def find_config(name: str) -> Path:
         return CONFIGS / found[0]
     hint = " or ".join(found or _nearest(Path(wanted).stem, known))
     hint = f"did you mean {hint}?" if hint else "`nlnet-d2 models` lists the recipes"
-    raise FileNotFoundError(f"no such file or recipe; {hint}")
+    raise FileNotFoundError(f"No such file or recipe; {hint}")
 
 
 def _nearest(stem: str, known: list[str]) -> list[str]:

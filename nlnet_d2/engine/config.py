@@ -23,6 +23,7 @@ from detectron2.modeling import (
 from nlnet_d2.blocks.base import nearest
 from nlnet_d2.config import add_nlnet_config
 from nlnet_d2.config.files import read_yaml
+from nlnet_d2.config.zoo import find_config
 from nlnet_d2.data.clip_transforms import SAMPLINGS
 from nlnet_d2.data.datasets.ava import WITHOUT_PEOPLE, action_names, is_ava, register_ava_from_config
 from nlnet_d2.data.datasets.coco import num_classes, num_keypoints, register_from_config
@@ -84,6 +85,8 @@ def argument_parser() -> argparse.ArgumentParser:
 def load_config(args: argparse.Namespace) -> CfgNode:
     """The frozen config of a command line; data sets of one's own are registered on the way.
 
+    ``args.config_file``, a path or the name of a recipe (see ``config/zoo.py``), becomes the path.
+
     What was left at its default follows from the machine and the data: MODEL.DEVICE, the numbers of classes
     and keypoints.
 
@@ -93,6 +96,8 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     """
     cfg = get_cfg()
     add_nlnet_config(cfg)
+    if args.config_file:
+        args.config_file = _find_file(args.config_file)
     given = set(_merge_file(cfg, args.config_file)) if args.config_file else set()
     given |= _merge_options(cfg, args.opts)
     for key, flags, fields in (
@@ -130,6 +135,14 @@ def suggest(word: str, known: list[str], otherwise: str) -> str:
     """The end of an error message: the names nearest to ``word``, or ``otherwise``."""
     hint = nearest(word, known)
     return hint if hint.startswith("did you mean") else otherwise
+
+
+def _find_file(name: str) -> str:
+    """The file of a recipe or path; an address is passed on, to be refused."""
+    try:
+        return name if "://" in name else str(find_config(name))
+    except FileNotFoundError as error:
+        raise ConfigError(f"config file {name}: {error}") from error
 
 
 def _merge_file(cfg: CfgNode, path: str) -> Iterator[str]:

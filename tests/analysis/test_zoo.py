@@ -1,29 +1,22 @@
 """The zoo table and the command line."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
 from nlnet_d2.analysis import zoo
+from nlnet_d2.cli.analyze import main
+from nlnet_d2.config.zoo import CONFIGS
 
-ROOT = Path(__file__).parents[2]
-CONFIGS = ROOT / "configs"
 NL = CONFIGS / "coco" / "mask_rcnn_nl_R50_FPN.yaml"
 
 
 @pytest.fixture
-def analyze(monkeypatch, capsys):
-    """Run tools/analyze.py; returns its exit code, standard output and error."""
-    spec = importlib.util.spec_from_file_location("analyze", ROOT / "tools" / "analyze.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+def analyze(capsys):
+    """Run ``nlnet-d2 analyze``; returns its exit code, standard output and error."""
 
     def run(*argv):
-        monkeypatch.setattr(sys, "argv", ["analyze.py", *map(str, argv)])
-        code = tool.exit_code(tool.run, tool.parse_arguments())
+        code = main([str(word) for word in argv])
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 

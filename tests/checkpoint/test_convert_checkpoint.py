@@ -1,7 +1,6 @@
 """The command line of the converter: what it prints, what it writes, how it ends."""
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,11 +11,9 @@ from nlnet_d2.checkpoint.checkpointer import CheckpointError
 from nlnet_d2.checkpoint.read import read_tensors
 from nlnet_d2.checkpoint.sources import SOURCES
 from nlnet_d2.checkpoint.write import write_weights
+from nlnet_d2.cli.convert import main
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
-import convert_checkpoint  # noqa: E402  (a script, not a package)
-
 CONFIG = ROOT / "configs/coco/mask_rcnn_nl_R50_FPN.yaml"
 NEW = ("backbone.fpn_*", "*.after_add.*", "proposal_generator.*", "roi_heads.*")
 
@@ -36,7 +33,7 @@ def published(tmp_path_factory):
 
 def run(*arguments, allow=()):
     allowed = [word for pattern in allow for word in ("--allow-missing", pattern)]
-    return convert_checkpoint.main([*map(str, arguments), "--config-file", str(CONFIG), *allowed, *R18])
+    return main([*map(str, arguments), "--config-file", str(CONFIG), *allowed, *R18])
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
@@ -88,7 +85,7 @@ def test_views_are_written_alone(tmp_path):
 
 
 def test_list_of_origins(capsys):
-    assert convert_checkpoint.main(["--list-origins"]) == 0
+    assert main(["--list-origins"]) == 0
     printed = capsys.readouterr().out
     assert [line.split()[1] for line in printed.splitlines()[2:]] == list(SOURCES)
     document = ROOT / "nlnet_d2/checkpoint/sources/README.md"
@@ -97,5 +94,5 @@ def test_list_of_origins(capsys):
 
 def test_arguments_are_needed(capsys):
     with pytest.raises(SystemExit) as exit_:
-        convert_checkpoint.main(["only.pth"])
+        main(["only.pth"])
     assert exit_.value.code == 2 and "--config-file are needed" in capsys.readouterr().err
