@@ -3,14 +3,17 @@
 import json
 
 import pytest
+from detectron2.config import get_cfg
 
+from nlnet_d2.data.datasets.coco import register_coco_data
 from nlnet_d2.evaluation.coco import FastCOCOEvaluator
+from nlnet_d2.reporting.coco_results import SUMMARY, coco_results
 from nlnet_d2.reporting.run_folder import COCO_RESULTS, read_run
 from nlnet_d2.reporting.sections import compare_all, read_results, result_section
 
 
 @pytest.fixture
-def coco_results(coco_run):
+def tiny_results(coco_run):
     (results,), notes = read_results(read_run(coco_run))
     assert notes == []
     return results
@@ -21,7 +24,7 @@ def table(results, title: str) -> dict:
     return {row[0]: row[1:] for row in found.rows}
 
 
-def test_coco_numbers_are_the_evaluators(coco_results, coco_run):
+def test_coco_numbers_are_the_evaluators(tiny_results, coco_run):
     evaluator, expected = FastCOCOEvaluator("tiny_val", output_dir=None), []
     evaluator.reset()
     evaluator._derive_coco_results = lambda evaluation, *args, **kwargs: expected.extend(evaluation.stats)
@@ -30,7 +33,7 @@ def test_coco_numbers_are_the_evaluators(coco_results, coco_run):
         prediction["category_id"] -= 1  # those of the model, which the evaluator maps back
     evaluator._predictions = [{"image_id": 0, "instances": predictions}]
     evaluator.evaluate()
-    summary = table(coco_results, "Boxes: COCO's numbers")
+    summary = table(tiny_results, "Boxes: COCO's numbers")
     assert len(summary) == 12
     assert [row[0] for row in summary.values()] == [
         pytest.approx(100 * value, abs=1e-9) if value >= 0 else None for value in expected[:12]
@@ -38,24 +41,24 @@ def test_coco_numbers_are_the_evaluators(coco_results, coco_run):
     assert summary["AP large"] == [None]  # there are none
 
 
-def test_per_class(coco_results):
-    rows = table(coco_results, "Boxes: per class")
+def test_per_class(tiny_results):
+    rows = table(tiny_results, "Boxes: per class")
     assert list(rows) == ["box", "disc", "cross"]
     assert sum(row[0] for row in rows.values()) == 6  # objects
     known = [row[1] for row in rows.values() if row[1] is not None]
-    assert sum(known) / len(known) == pytest.approx(table(coco_results, "Boxes: COCO's numbers")["AP"][0])
+    assert sum(known) / len(known) == pytest.approx(table(tiny_results, "Boxes: COCO's numbers")["AP"][0])
 
 
-def test_curves_belong_to_the_numbers(coco_results):
-    (overall,) = [c for t, c in coco_results.curves.items() if t == "Boxes: mean over classes"]
+def test_curves_belong_to_the_numbers(tiny_results):
+    (overall,) = [c for t, c in tiny_results.curves.items() if t == "Boxes: mean over classes"]
     by_label = {curve.label: 100 * curve.precision.mean() for curve in overall}
-    summary = table(coco_results, "Boxes: COCO's numbers")
+    summary = table(tiny_results, "Boxes: COCO's numbers")
     assert by_label["overlap 0.50 to 0.95"] == pytest.approx(summary["AP"][0])
     assert by_label["overlap 0.50"] == pytest.approx(summary["AP50"][0])
 
 
-def test_known_faults_are_found(coco_results):
-    verdicts = [verdict for _, verdict in compare_all(coco_results)]
+def test_known_faults_are_found(tiny_results):
+    verdicts = [verdict for _, verdict in compare_all(tiny_results)]
     counts = [(len(v.right), len(v.confused), len(v.missed), len(v.false)) for v in verdicts]
     assert counts == [(2, 0, 0, 0), (1, 1, 0, 0), (1, 0, 1, 1)]
 
@@ -109,3 +112,31 @@ def test_nothing_was_detected(coco_run, copy):
     section = result_section(results, compare_all(results))
     assert section.notes == ["The model detected nothing at all: every average precision is 0."]
     assert {card.kind for card in section.cards} == {"worst", "missed"}
+
+
+def test_keypoints(tiny_data, tmp_path):
+    """Two keypoints per object, the first of which is found too far away in one of six objects."""
+    content = json.loads((tiny_data / "val.json").read_text())
+    for category in content["categories"]:
+        category["keypoints"] = ["middle", "corner"]
+    for thing in content["annotations"]:
+        x, y, w, h = thing["bbox"]
+        thing |= {"keypoints": [x + w / 2, y + h / 2, 2, x + w, y + h, 2], "num_keypoints": 2}
+        thing["area"] = 40.0**2  # the protocol leaves out small ones
+    (tmp_path / "points.json").write_text(json.dumps(content))
+    register_coco_data("tiny_points", str(tmp_path / "points.json"), str(tiny_data / "val"))
+    found = [
+        {key: thing[key] for key in ("image_id", "category_id", "bbox", "keypoints")} | {"score": 0.9}
+        for thing in content["annotations"]
+    ]
+    found[0]["keypoints"][0] += 1000
+    (tmp_path / "results.json").write_text(json.dumps(found))
+    cfg = get_cfg()
+    cfg.TEST.KEYPOINT_OKS_SIGMAS = [0.05, 0.05]
+    results = coco_results("tiny_points", tmp_path / "results.json", cfg)
+    summary = table(results, "Keypoints: COCO's numbers")
+    assert list(summary) == list(SUMMARY["keypoints"])
+    assert 0 < summary["AP"][0] < 100
+    assert summary["AP large"] == [None]
+    truth, prediction = results.compared[0].draw()
+    assert (truth != prediction).any()
