@@ -1,0 +1,65 @@
+"""What a mistake is answered with: the exit code, the key, and the remedy. No traceback."""
+
+import pytest
+import torch
+from tiny_run import CONFIG, arguments
+
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+BLOCK = "[{'NAME': 'NonLocl', 'AT': {'res4': [-2]}}]"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["MODEL.WEIGHT", "x"], "unknown key MODEL.WEIGHT; did you mean MODEL.WEIGHTS"),
+        (["SOLVER.MAXITER", "9"], "unknown key SOLVER.MAXITER; did you mean SOLVER.MAX_ITER"),
+        (["MODEL.MASK_ON", "1"], "MODEL.MASK_ON takes bool (now True), got int 1; write True or False"),
+        (
+            ["MODEL.BACKBONE.NAME", "build_contxt_resnet_fpn_backbone"],
+            "MODEL.BACKBONE.NAME: nothing is registered as 'build_contxt_resnet_fpn_backbone'; did you mean "
+            "build_context_resnet_fpn_backbone",
+        ),
+        (["MODEL.ROI_HEADS.NAME", "StandartROIHeads"], "did you mean StandardROIHeads"),
+        (["MODEL.CONTEXT.BLOCKS", BLOCK], "did you mean NonLocal"),
+        (
+            ["DATASETS.TRAIN", "['shapes_trian']"],
+            "no data set is named 'shapes_trian'; did you mean shapes_train",
+        ),
+        pytest.param(
+            ["MODEL.DEVICE", "cuda"],
+            "PyTorch sees no CUDA device here: leave it out, or add MODEL.DEVICE cpu",
+            marks=no_gpu,
+        ),
+    ],
+)
+def test_wrong_option(nlnet, tiny_data, tmp_path, options, message):
+    code, _, err = nlnet("train", *arguments(tiny_data, tmp_path, *options))
+    assert code == 2 and message in err and "\nerror: " in f"\n{err}" and "Traceback" not in err
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "analyze"])
+def test_wrong_recipe(nlnet, command):
+    code, _, err = nlnet(command, "--config-file", "mask_rcnn_nl_R50_FNP")
+    assert code == 2 and "config file mask_rcnn_nl_R50_FNP: No such file or recipe" in err
+    nearest = err.partition("did you mean ")[2]
+    assert nearest.startswith("coco/mask_rcnn_nl_R50_FPN.yaml or ") and nearest.count(".yaml") == 3
+
+
+@pytest.mark.parametrize(("setting", "text"), [("/nowhere", "is '/nowhere'"), (None, "is not set")])
+def test_absent_data(nlnet, tmp_path, monkeypatch, setting, text):
+    """The value of DETECTRON2_DATASETS, what is expected, and where to get it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
+    if setting:
+        monkeypatch.setenv("DETECTRON2_DATASETS", setting)
+    data = ["DATASETS.TRAIN", "['coco_2017_val']", "DATASETS.TEST", "[]", "OUTPUT_DIR", str(tmp_path)]
+    code, _, err = nlnet("train", "--config-file", CONFIG, *data)
+    assert code == 3 and f"DETECTRON2_DATASETS, which {text}" in err
+    assert (
+        "instances_val2017.json" in err and "val2017/*" in err and "https://cocodataset.org/#download" in err
+    )
+
+
+def test_no_weights_to_evaluate(nlnet, tiny_data, tmp_path):
+    code, _, err = nlnet("eval", *arguments(tiny_data, tmp_path))
+    assert code == 3 and "needs weights: MODEL.WEIGHTS, or --resume" in err
