@@ -17,6 +17,7 @@ from nlnet_d2.engine.errors import ConfigError
 from nlnet_d2.engine.hooks import KeepBest, KeepLast, SeedIterations, StopOnSignal
 from nlnet_d2.engine.launch import distribute
 from nlnet_d2.engine.loader import TrainLoader, build_test_loader, build_train_loader
+from nlnet_d2.engine.precise_bn import RestartPreciseBN
 from nlnet_d2.engine.precision import training_precision
 from nlnet_d2.engine.progress import ProgressBar
 from nlnet_d2.engine.step import TrainStep
@@ -132,6 +133,7 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self) -> list:
         found = [hook for hook in super().build_hooks() if hook is not None]
+        precise = [hook for hook in found if isinstance(hook, hooks.PreciseBN)]
         at = next(i for i, hook in enumerate(found) if isinstance(hook, hooks.EvalHook))
         stop, evaluation = StopOnSignal(), hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self.evaluate)
         found[at : at + 1] = [stop, evaluation, hooks.CallbackHook(after_step=stop.end_evaluation)]
@@ -144,7 +146,8 @@ class Trainer(DefaultTrainer):
             if sys.stderr.isatty():
                 bar = ProgressBar(self.max_iter, self.cfg.SOLVER.IMS_PER_BATCH)
                 found.append(hooks.PeriodicWriter([bar], period=1))
-        return [SeedIterations(), *([self.average] if self.average else []), *found]
+        first = [SeedIterations(), *map(RestartPreciseBN, precise)]
+        return [*first, *([self.average] if self.average else []), *found]
 
     def evaluate(self) -> dict:
         """Metrics on DATASETS.TEST; those of the averaged weights, if there are any, under ``ema``."""

@@ -61,8 +61,8 @@ class Killed(BaseException):
     """Ends a run as abruptly as an exception can."""
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
-def test_resume_is_exact(trained, tiny_clips, tmp_path, monkeypatch, workers):
+def killed_and_resumed(data, folder, monkeypatch, options=(), resumed=()) -> None:
+    """A run that ends before its last iteration, one after the checkpoint, and its continuation."""
     stock = TrainStep.run_step
 
     def run_step(self):
@@ -73,14 +73,39 @@ def test_resume_is_exact(trained, tiny_clips, tmp_path, monkeypatch, workers):
     with monkeypatch.context() as patch:
         patch.setattr(TrainStep, "run_step", run_step)
         with pytest.raises(Killed):
-            main(arguments(tiny_clips, tmp_path))
-    options = ("DATALOADER.NUM_WORKERS", workers, "DATASETS.TEST", "[]")
-    assert main(arguments(tiny_clips, tmp_path, *options, flags=("--resume",))) == 0
-    ours, reference = (
-        torch.load(folder / "model_final.pth", weights_only=True)["model"] for folder in (tmp_path, trained)
+            main(arguments(data, folder, *options))
+    assert main(arguments(data, folder, *options, *resumed, flags=("--resume",))) == 0
+
+
+def assert_same_model(folder, reference) -> None:
+    ours, expected = (
+        torch.load(f / "model_final.pth", weights_only=True)["model"] for f in (folder, reference)
     )
-    assert ours.keys() == reference.keys()
-    assert not [name for name in ours if not torch.equal(ours[name], reference[name])]
+    assert ours.keys() == expected.keys()
+    assert not [name for name in ours if not torch.equal(ours[name], expected[name])]
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_resume_is_exact(trained, tiny_clips, tmp_path, monkeypatch, workers):
+    options = ("DATALOADER.NUM_WORKERS", workers, "DATASETS.TEST", "[]")
+    killed_and_resumed(tiny_clips, tmp_path, monkeypatch, resumed=options)
+    assert_same_model(tmp_path, trained)
+
+
+def test_resume_is_exact_with_precise_statistics(trained, tiny_clips, tmp_path, monkeypatch):
+    options = ("TEST.PRECISE_BN.ENABLED", "True", "TEST.PRECISE_BN.NUM_ITER", "2", "TEST.EVAL_PERIOD", "2")
+    options = (*options, "DATASETS.TEST", "[]")
+    assert main(arguments(tiny_clips, tmp_path / "whole", *options)) == 0
+    killed_and_resumed(tiny_clips, tmp_path / "resumed", monkeypatch, options)
+    assert_same_model(tmp_path / "resumed", tmp_path / "whole")
+    weights = [
+        torch.load(folder / "model_final.pth", weights_only=True)["model"]
+        for folder in (tmp_path / "whole", trained)
+    ]
+    name = "backbone.slow.stem.conv1.norm.running_mean"
+    assert not torch.equal(*(w[name] for w in weights)), "precise statistics differ from running ones"
+    name = "action_head.classifier.weight"
+    assert torch.equal(*(w[name] for w in weights)), "and do not touch the training"
 
 
 # --- what is refused, and how ---

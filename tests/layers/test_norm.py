@@ -35,6 +35,24 @@ def test_ln_normalises_the_channels_of_each_position():
         )  # SOLVER.WEIGHT_DECAY_NORM knows it
 
 
+def test_sub_batches_are_normalised_on_their_own():
+    """The output is that of BN on each 8 clips, the statistics are those of all."""
+    clips = torch.randn(16, 4, 2, 3, 3) * 2
+    clips[8:] += 5
+    norm, plain = get_norm("SubBN", 4, 3), get_norm("BN", 4, 3)
+    norm.load_state_dict(plain.state_dict())
+    out = norm(clips)
+    torch.testing.assert_close(out, torch.cat([get_norm("BN", 4, 3)(half) for half in clips.split(8)]))
+    plain(clips)
+    torch.testing.assert_close(norm.running_mean, plain.running_mean)
+    torch.testing.assert_close(norm.running_var, plain.running_var, rtol=0.01, atol=0)  # but for Bessel
+    norm.running_mean.copy_(plain.running_mean)
+    norm.running_var.copy_(plain.running_var)
+    torch.testing.assert_close(norm.eval()(clips), plain.eval()(clips))
+    with pytest.raises(ValueError, match="SubBN needs a multiple of 8 clips per process, got 12"):
+        norm.train()(clips[:12])
+
+
 def test_frozen_norms_have_no_parameters():
     for dim in (2, 3):
         norm = get_norm("FrozenBN", 8, dim)

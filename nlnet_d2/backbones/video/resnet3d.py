@@ -154,7 +154,7 @@ class ResNet3D(Backbone):
         arch: a row of ``ARCHS``: "c2d", "i3d", "slow" or "fast".
         depth: 14, 26, 50, 101 or 152, all with bottlenecks.
         blocks: entries of ``MODEL.CONTEXT.BLOCKS``, see ``nlnet_d2/blocks/base.py``.
-        norm: "BN", "SyncBN", "FrozenBN", "GN" or "LN".
+        norm: "BN", "SubBN", "SyncBN", "FrozenBN", "GN" or "LN".
         stem_channels, width, res2_channels: channels of the stem, and of the bottlenecks and the output of
             res2, doubled at each stage.
         temporal_blocks: how many residual blocks of each stage, from its first, have temporal kernels; () for
@@ -266,7 +266,7 @@ def check_choice(key: str, value: object, known: Iterable) -> None:
 
 def frozen(norm: str) -> str:
     """Statistics of a frozen stage do not move; norms without statistics stay what they are."""
-    return "FrozenBN" if norm in ("BN", "SyncBN") else norm
+    return "FrozenBN" if norm in ("BN", "SubBN", "SyncBN") else norm
 
 
 def temporal_kernels(arch: str, depth: int, temporal_blocks: Sequence[int] = ()) -> dict[str, list[int]]:
