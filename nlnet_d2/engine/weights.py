@@ -46,6 +46,7 @@ def load_attached(model: nn.Module, cfg: CfgNode) -> bool:
         report.require_complete(allow_missing=report.unexpected)
     except CheckpointError as error:
         raise CheckpointError(
-            f"MODEL.PEOPLE.WEIGHTS: {people.WEIGHTS} is not of MODEL.PEOPLE.CONFIG_FILE: {error}"
+            f"MODEL.PEOPLE.WEIGHTS: {people.WEIGHTS} is not of MODEL.PEOPLE.CONFIG_FILE: {error}. Take the "
+            "config of its training, OUTPUT_DIR/config.yaml"
         ) from error
     return True

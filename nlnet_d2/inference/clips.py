@@ -57,36 +57,53 @@ def cut_clips(
         num_frames, stride: of a clip, in slots.
         resize: what a clip shows of a picture.
     """
-    keys, after = iter(keys), max(0, (num_frames - 1) * stride - num_frames * stride // 2)
-    key, slot, waiting = next(keys, None), 0, deque()
-    recent = deque(maxlen=num_frames * stride)  # resized pictures of the last slots
-    for slot, image, small in _every_slot(frames, resize):
-        recent.append(small)
-        while key is not None and key.slot == slot:
-            waiting.append((key, image))
+    keys, begun = iter(keys), deque()
+    key, image, small = next(keys, None), None, None
+    for slot, shown in _every_slot(frames):
+        while key is not None and key.slot - num_frames * stride // 2 <= slot:
+            begun.append(_Begun(key, num_frames, stride))
             key = next(keys, None)
-        while waiting and waiting[0][0].slot + after <= slot:
-            yield _clip(*waiting.popleft(), recent, num_frames, stride, slot)
-    for key, image in waiting:  # the end of the video is repeated
-        yield _clip(key, image, recent, num_frames, stride, slot)
+        if shown is not image:
+            image, small = shown, None
+        if small is None and any(slot in clip.indices for clip in begun):
+            small = resize(image)
+        for clip in begun:
+            clip.show(slot, image, small)
+        while begun and max(begun[0].indices[-1], begun[0].key.slot) <= slot:
+            yield begun.popleft().finish()
+    for clip in begun:
+        if clip.image is not None:  # the end of the video is repeated
+            yield clip.finish(resize(image))
 
 
-def _clip(key: KeyFrame, image: np.ndarray, recent: deque, num_frames: int, stride: int, slot: int) -> Clip:
-    first = slot + 1 - len(recent)
-    indices = clip_frames(key.slot, num_frames, stride, slot + 1)
-    return Clip(key, image, np.stack([recent[i - first] for i in indices]))
+class _Begun:
+    """A clip whose last frame is still to come."""
+
+    def __init__(self, key: KeyFrame, num_frames: int, stride: int):
+        self.key, self.image, self.small = key, None, {}
+        endless = key.slot + num_frames * stride + 1
+        self.indices = clip_frames(key.slot, num_frames, stride, endless)
+
+    def show(self, slot: int, image: np.ndarray, small: np.ndarray | None) -> None:
+        if slot == self.key.slot:
+            self.image = image
+        if slot in self.indices:
+            self.small[slot] = small
+
+    def finish(self, end: np.ndarray | None = None) -> Clip:
+        """``end``: what is shown at all slots that did not come."""
+        return Clip(self.key, self.image, np.stack([self.small.get(i, end) for i in self.indices]))
 
 
-def _every_slot(frames: Iterable[tuple[int, np.ndarray]], resize: Callable) -> Iterator[tuple]:
-    """(k, picture shown at slot k, resized) for k = 0, 1, ... to the last frame."""
+def _every_slot(frames: Iterable[tuple[int, np.ndarray]]) -> Iterator[tuple[int, np.ndarray]]:
+    """(k, picture shown at slot k) for k = 0, 1, ... to the last frame."""
     k, shown = 0, None
     for slot, image in frames:
-        small = resize(image)
         for earlier in range(k, slot):
-            yield earlier, *(shown or (image, small))
-        k, shown = max(k, slot), (image, small)
-    if shown:
-        yield k, *shown
+            yield earlier, image if shown is None else shown
+        k, shown = max(k, slot), image
+    if shown is not None:
+        yield k, shown
 
 
 class PeopleFile:

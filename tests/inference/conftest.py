@@ -1,4 +1,4 @@
-"""Models that answer from what they are shown, tiny networks with random weights, and alike configs."""
+"""Configs of tiny networks, and their random weights."""
 
 from pathlib import Path
 
@@ -6,15 +6,16 @@ import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
-from torch import nn
+from echo_models import CLASSES
 
 import nlnet_d2
 from nlnet_d2.inference.config import predict_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-TINY_OBJECTS = Path(__file__).parents[1] / "data" / "engine" / "tiny.yaml"
-CLASSES = 3
+TINY_OBJECTS = f"""
+_BASE_: {Path(__file__).parents[1]}/data/engine/tiny.yaml
+DATASETS: {{TRAIN: [], TEST: []}}
+"""
 TINY_ACTIONS = f"""
 _BASE_: {CONFIGS}/ava/Base-Slow.yaml
 MODEL:
@@ -62,44 +63,13 @@ def action_weights(weights_of, tiny_actions) -> str:
 
 
 @pytest.fixture(scope="session")
-def object_weights(weights_of) -> str:
-    return weights_of(TINY_OBJECTS)
+def tiny_objects(tmp_path_factory) -> str:
+    """Config file of a Mask R-CNN with COCO's number of classes."""
+    path = tmp_path_factory.mktemp("objects") / "objects.yaml"
+    path.write_text(TINY_OBJECTS)
+    return str(path)
 
 
-class Echo(nn.Module):
-    """Objects: one, as large as the picture, its score the mean of the input's first channel."""
-
-    def __init__(self):
-        super().__init__()
-        self.batches = []
-
-    def forward(self, inputs):
-        self.batches.append(inputs)
-        results = []
-        for x in inputs:
-            found = Instances((x["height"], x["width"]))
-            found.pred_boxes = Boxes(torch.tensor([[0.0, 0.0, x["width"], x["height"]]]))
-            found.scores = x["image"][0].float().mean()[None] / 255
-            found.pred_classes = torch.zeros(1, dtype=torch.long)
-            results.append({"instances": found})
-        return results
-
-
-class EchoActions(nn.Module):
-    """Actions of the boxes that are given, or of a person as large as the frame; class k scores k / 10."""
-
-    def __init__(self):
-        super().__init__()
-        self.batches = []
-
-    def forward(self, inputs):
-        self.batches.append(inputs)
-        return [{"instances": self._people(x)} for x in inputs]
-
-    @staticmethod
-    def _people(x):
-        height, width = x["clip"].shape[2:]
-        boxes = x.get("boxes", Boxes(torch.tensor([[0.0, 0.0, width, height]]))).clone()
-        boxes.scale(x["width"] / width, x["height"] / height)
-        scores = torch.arange(1, CLASSES + 1).expand(len(boxes), CLASSES) / 10
-        return Instances((x["height"], x["width"]), pred_boxes=boxes, scores=scores)
+@pytest.fixture(scope="session")
+def object_weights(weights_of, tiny_objects) -> str:
+    return weights_of(tiny_objects)

@@ -14,6 +14,10 @@ from nlnet_d2.inference.clips import KeyFrame, PeopleFile, cut_clips, regular_ke
 SECONDS = 2.4
 
 
+def same(image: np.ndarray) -> np.ndarray:
+    return image.copy()
+
+
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
     """Frame rate -> file."""
@@ -43,10 +47,22 @@ def test_as_by_random_access(videos, fps, num_frames, stride):
 def test_two_key_frames_in_one_slot():
     frames = [(k, np.full((2, 2, 3), k, np.uint8)) for k in range(8)]
     keys = [KeyFrame(3, 0.30), KeyFrame(3, 0.31), KeyFrame(7, 0.7), KeyFrame(9, 0.9)]
-    clips = list(cut_clips(frames, keys, 4, 1, lambda image: image))
+    clips = list(cut_clips(frames, keys, 4, 1, same))
     assert [clip.key.second for clip in clips] == [0.30, 0.31, 0.7], "the last one is behind the end"
     assert clips[0].frames[:, 0, 0, 0].tolist() == clips[1].frames[:, 0, 0, 0].tolist() == [1, 2, 3, 4]
     assert clips[2].frames[:, 0, 0, 0].tolist() == [5, 6, 7, 7]
+
+
+def test_only_frames_of_clips_are_resized():
+    seen = []
+
+    def resize(image):
+        seen.append(int(image[0, 0, 0]))
+        return image
+
+    frames = [(k, np.full((2, 2, 3), k, np.uint8)) for k in range(50)]
+    list(cut_clips(frames, regular_key_frames(20, 1), 3, 4, resize))
+    assert seen == [0, 2, *(14, 18, 22), *(34, 38, 42)]
 
 
 @pytest.mark.parametrize("length", [200, 800])
@@ -66,7 +82,7 @@ def test_no_more_is_held_than_a_clip_spans(length):
             most = max(most, len(alive))
             yield k, image
 
-    clips = cut_clips(frames(), regular_key_frames(1, 30), 8, 4, lambda image: np.array(image))
+    clips = cut_clips(frames(), regular_key_frames(1, 30), 8, 4, same)
     assert sum(1 for _ in clips) == -(-length // 30)
     assert most <= 5, "the frame in hand, the one before it, and key frames that wait for their clip"
 

@@ -17,7 +17,10 @@ from nlnet_d2.inference.command import main
 from nlnet_d2.inference.config import predict_config
 
 ROOT = Path(__file__).parents[2]
-OBJECTS = str(ROOT / "tests" / "data" / "engine" / "tiny.yaml")
+OBJECTS = f"""
+_BASE_: {ROOT}/tests/data/engine/tiny.yaml
+DATASETS: {{TRAIN: [], TEST: []}}
+"""
 ACTIONS = f"""
 _BASE_: {ROOT}/configs/ava/Base-Slow.yaml
 MODEL:
@@ -35,11 +38,13 @@ def files(tmp_path_factory):
     """A folder with configs, weights, a label map, boxes, a video of 3 s, and another cut in the middle."""
     folder = tmp_path_factory.mktemp("demo")
     (folder / "actions.yaml").write_text(ACTIONS)
+    (folder / "objects.yaml").write_text(OBJECTS)
     (folder / "labels.pbtxt").write_text(LABELS)
     (folder / "boxes.csv").write_text("film,0,0,0,0.5,1,,0.9\nfilm,2,0,0,0.5,1,,0.9\nfilm,2,0.5,0,1,1,,0.9\n")
-    for name, config in (("actions", str(folder / "actions.yaml")), ("objects", OBJECTS)):
+    for name in ("actions", "objects"):
         torch.manual_seed(0)
-        torch.save({"model": build_model(predict_config(config)).state_dict()}, folder / f"{name}.pth")
+        model = build_model(predict_config(str(folder / f"{name}.yaml")))
+        torch.save({"model": model.state_dict()}, folder / f"{name}.pth")
     film = write_video(folder / "film.mp4", [i / 30 for i in range(90)])
     write_video(folder / "film.mkv", [i / 30 for i in range(90)], g=15)
     whole = (folder / "film.mkv").read_bytes()
@@ -73,7 +78,7 @@ def test_pictures_with_a_broken_one_among_them(files, tmp_path, capfd):
         str(tmp_path / "out"),
     ]
     options = ["MODEL.WEIGHTS", str(files / "objects.pth"), "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"]
-    assert main(["--config-file", OBJECTS, *inputs, *options]) == 3
+    assert main(["--config-file", str(files / "objects.yaml"), *inputs, *options]) == 3
     assert "error: 1 of 3 inputs could not be read to the end: broken.jpg" in capfd.readouterr().err
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.png", "b.png", "predictions.json"}
     results = json.loads((tmp_path / "out" / "predictions.json").read_text())
@@ -90,7 +95,7 @@ def test_actions_of_people_on_file(files, tmp_path):
 
 
 def test_actions_of_people_whom_a_second_detector_finds(files, tmp_path):
-    detector = ["--people-config", OBJECTS, "--people-weights", files / "objects.pth"]
+    detector = ["--people-config", files / "objects.yaml", "--people-weights", files / "objects.pth"]
     options = ["MODEL.PEOPLE.SCORE_THRESH", "0.0"]
     flags = ["--video", files / "film.mp4", "--output", tmp_path, *detector, "--every", "0.5"]
     assert actions(files, *flags, options=options) == 0
@@ -144,16 +149,27 @@ def test_what_is_wrong_is_said(files, tmp_path, capfd, flags, code, message):
 
 def test_a_model_of_pictures_is_given_clips(files, tmp_path, capfd):
     flags = ["--video", str(files / "film.mp4"), "--output", str(tmp_path)]
-    assert main(["--config-file", OBJECTS, *flags, "MODEL.WEIGHTS", str(files / "objects.pth")]) == 2
+    assert (
+        main(
+            [
+                "--config-file",
+                str(files / "objects.yaml"),
+                *flags,
+                "MODEL.WEIGHTS",
+                str(files / "objects.pth"),
+            ]
+        )
+        == 2
+    )
     assert "--video is for clips, but GeneralizedRCNN takes pictures" in capfd.readouterr().err
 
 
 def test_weights_that_are_not_there(files, tmp_path, capfd):
     flags = ["--input", str(files / "people"), "--output", str(tmp_path)]
-    assert main(["--config-file", OBJECTS, *flags, "MODEL.WEIGHTS", "absent.pth"]) == 3
+    assert main(["--config-file", str(files / "objects.yaml"), *flags, "MODEL.WEIGHTS", "absent.pth"]) == 3
     assert "absent.pth" in capfd.readouterr().err
     flags = ["--video", files / "film.mp4", "--output", tmp_path]
-    detector = ["--people-config", OBJECTS, "--people-weights", tmp_path / "none.pth"]
+    detector = ["--people-config", files / "objects.yaml", "--people-weights", tmp_path / "none.pth"]
     assert actions(files, *flags, *detector) == 3
     assert "none.pth" in capfd.readouterr().err
 
