@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(COMMANDS)}"
         sys.stderr.write(f"error: nlnet-d2 has no command {command!r}; {hint}\n")
         return 2
-    sys.argv[0] = f"nlnet-d2 {command}"  # which the parsers show as the name of the program
+    sys.argv = [f"nlnet-d2 {command}", *rest]  # parsers show the first, a run notes them all
     return importlib.import_module(f"nlnet_d2.cli.{command.replace('-', '_')}").main(rest)
 
 

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from nlnet_d2 import cli
 from nlnet_d2.engine.launches import FILE, noted
 
 
@@ -40,3 +41,14 @@ def test_only_the_main_process_writes(tmp_path, monkeypatch):
     with noted(str(tmp_path)):
         pass
     assert not (tmp_path / FILE).exists()
+
+
+def test_the_command_of_the_package(tmp_path, monkeypatch):
+    def trained(argv) -> int:
+        with noted(str(tmp_path)):
+            return 0
+
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/nlnet-d2", "train", "--config-file", "C"])
+    monkeypatch.setattr("nlnet_d2.cli.train.main", trained)
+    assert cli.main() == 0
+    assert lines(tmp_path)[0]["command"] == "nlnet-d2 train --config-file C"
