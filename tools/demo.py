@@ -4,7 +4,7 @@
     tools/demo.py --config-file C --input photos/ --output found/ MODEL.WEIGHTS output/model_final.pth
     tools/demo.py --config-file configs/ava/slowfast_8x8_R50.yaml --video in.mp4 --output out.mp4 \\
         --people-config COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml --people-weights PEOPLE.pkl \\
-        --label-map LABELS.pbtxt MODEL.WEIGHTS SLOWFAST.pkl
+        --label-map ava_action_list_v2.2.pbtxt MODEL.WEIGHTS SLOWFAST.pyth
 
 Writes annotated pictures and videos; beside them predictions.json (COCO results) or, for actions,
 predictions.csv (AVA's format), or for one video, a file of its name.

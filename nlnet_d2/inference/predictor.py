@@ -51,6 +51,7 @@ def predict(
     model_or_config: nn.Module | CfgNode | str | Path,
     source: str | Path | int | Sequence,
     *,
+    weights: str | Path | None = None,
     config: CfgNode | str | Path | None = None,
     batch_size: int = 4,
     boxes: str | Path | None = None,
@@ -59,7 +60,8 @@ def predict(
     """Predictions for pictures or frames in turn, or for key frames where the model takes clips.
 
     Args:
-        model_or_config: a config, or its file, with MODEL.WEIGHTS; or a model, with its ``config``.
+        model_or_config: a config or its file; or a model, as it is, with its ``config``.
+        weights: of the model of a config; its MODEL.WEIGHTS unless given.
         source: an image or video file, a folder or glob of them, the number of a webcam, or a list of these.
         batch_size: pictures or clips at once.
         boxes: CSV in AVA's format with the people of clips; else the model finds them (MODEL.PEOPLE).
@@ -70,6 +72,8 @@ def predict(
         DataError: nothing to read; or, when all else is done, files that could not be read to their end.
     """
     sources = find_sources(source)
+    if weights is not None:
+        model_or_config = _with_weights(model_or_config, weights)
     predictor = build_predictor(model_or_config, config, batch_size=batch_size, boxes=boxes, every=every)
     predictor.require(sources)
     return (prediction.instances for prediction in run(predictor, sources))
@@ -109,6 +113,15 @@ def build_predictor(
 
 def _read(config: CfgNode | str | Path) -> CfgNode:
     return config if isinstance(config, CfgNode) else predict_config(str(config))
+
+
+def _with_weights(config: CfgNode | str | Path, weights: str | Path) -> CfgNode:
+    if isinstance(config, nn.Module):
+        raise ConfigError("weights are for a config; a model is taken as it is (see nlnet_d2.load_weights)")
+    cfg = _read(config).clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = str(weights)
+    return cfg
 
 
 def trained_model(cfg: CfgNode) -> nn.Module:

@@ -63,13 +63,14 @@ def test_every_frame_of_a_video(tmp_path, stock_cfg):
 def test_a_trained_file_predicts(tmp_path, tiny_objects, object_weights):
     """A config file and its weights; the same as the model by itself."""
     save_plain(tmp_path / "a.png", (200, 100, 50))
-    cfg = predict_config(
-        tiny_objects, ["MODEL.WEIGHTS", object_weights, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"]
-    )
+    any_score = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"]
+    cfg = predict_config(tiny_objects, ["MODEL.WEIGHTS", object_weights, *any_score])
     (found,) = nlnet_d2.predict(cfg, tmp_path / "a.png")
     assert len(found) and found.pred_masks.shape[1:] == (30, 40) and found.pred_boxes.device.type == "cpu"
-    own = build_predictor(cfg).model
-    (again,) = nlnet_d2.predict(own, tmp_path / "a.png", config=cfg)
+    without = predict_config(tiny_objects, any_score)
+    (same,) = nlnet_d2.predict(without, tmp_path / "a.png", weights=object_weights)
+    (again,) = nlnet_d2.predict(build_predictor(cfg).model, tmp_path / "a.png", config=cfg)
+    torch.testing.assert_close(found.scores, same.scores)
     torch.testing.assert_close(found.scores, again.scores)
 
 
@@ -225,6 +226,7 @@ def test_what_is_refused(tmp_path, film, stock_cfg, tiny_actions):
     with_people, alone = action_cfg(tiny_actions), predict_config(tiny_actions)
     for model, source, options, message in (
         (Echo(), picture, {}, "a model needs its config"),
+        (Echo(), picture, {"config": stock_cfg, "weights": "w.pth"}, "a model is taken as it is"),
         (Echo(), picture, {"config": stock_cfg, "batch_size": 0}, "a batch size and seconds above 0, got 0"),
         (Echo(), picture, {"config": stock_cfg, "boxes": "people.csv"}, "GeneralizedRCNN takes no boxes"),
         (EchoActions(), picture, {"config": with_people}, "a.png: an action model needs a video"),
