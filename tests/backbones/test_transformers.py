@@ -1,5 +1,8 @@
 """What holds for every transformer backbone, on the golden networks."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from detectron2.config import get_cfg
@@ -141,3 +144,17 @@ def test_channels_last(network):
         got = model(image.contiguous(memory_format=torch.channels_last))
     for name in OUTPUTS:
         torch.testing.assert_close(got[name], expected[name], rtol=1e-4, atol=1e-4)
+
+
+def test_neither_timm_nor_fairscale():
+    """Not even where they are installed, as upstream's classes import them when they are built."""
+    script = (
+        "import sys\n"
+        "sys.modules |= dict.fromkeys(['timm', 'fairscale'])\n"  # importing them is an error now
+        "import torch\n"
+        "from nlnet_d2.backbones.mvit import MViT\n"
+        "from nlnet_d2.backbones.vit import ViT\n"
+        "with torch.device('meta'):\n"
+        "    ViT(residual_block_indexes=[1], use_act_checkpoint=True), MViT(use_act_checkpoint=True)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
