@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from detectron2.config import CfgNode
-from detectron2.layers import FrozenBatchNorm2d
+from detectron2.layers import FrozenBatchNorm2d, NaiveSyncBatchNorm
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks
 from detectron2.utils.events import EventStorage
@@ -20,7 +20,9 @@ from nlnet_d2.blocks import parse_spec
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = {str(path.relative_to(CONFIGS).with_suffix("")): path for path in zoo.config_files(CONFIGS)}
+PROJECTS = sorted((CONFIGS.parent / "projects").rglob("*.yaml"))
 YAML_FILES = {str(path.relative_to(CONFIGS)): path for path in sorted(CONFIGS.rglob("*.yaml"))}
+YAML_FILES |= {str(path.relative_to(CONFIGS.parent)): path for path in PROJECTS}
 RECIPES = [name for name in FILES if name.startswith(("coco/", "ava/"))]
 
 
@@ -59,7 +61,7 @@ def test_a_variant_says_in_few_lines_what_it_changes(name):
 def test_header_gives_a_number_and_its_source_or_says_that_there_is_none(name):
     header = zoo.header(FILES[name])
     number = re.search(r"\d\d\.\d", zoo.quoted("Published", header))
-    source = re.search(r"arXiv|[Dd]etectron|xvjiarui|PySlowFast|pytorchvideo|mmaction2", header)
+    source = re.search(r"arXiv|[Dd]etectron|xvjiarui|PySlowFast|pytorchvideo|mmaction2|mmdetection", header)
     assert number and source or re.search(r"(no|No|nobody) .*published|not verified", header)
 
 
@@ -75,6 +77,12 @@ def test_builds_on_the_meta_device(name):
     model = build_on_meta(read(name))
     assert {p.device.type for p in model.parameters()} == {"meta"}
     assert any(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("path", PROJECTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_configs_of_projects_build_on_the_meta_device(path):
+    model = build_on_meta(zoo.read_config(path))
+    assert {p.device.type for p in model.parameters()} == {"meta"}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -94,7 +102,7 @@ def test_from_scratch_nothing_is_frozen_and_every_norm_is_gn_or_syncbn(name):
     assert all(p.requires_grad for p in model.parameters())
     kinds = (nn.GroupNorm, nn.modules.batchnorm._NormBase, FrozenBatchNorm2d)
     norms = {type(m) for m in model.modules() if isinstance(m, kinds)}
-    assert norms in ({nn.GroupNorm}, {nn.SyncBatchNorm})
+    assert norms == {nn.GroupNorm} or norms <= {nn.SyncBatchNorm, NaiveSyncBatchNorm}
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if re.search("gn.*x|scratch_9x", name)])
