@@ -25,6 +25,7 @@ setup(
         "nlnet_d2.configs": ["**/*.yaml", "README.md"],
         "nlnet_d2.reporting": ["templates/*.html"],
     },
+    data_files=[("share/nlnet_d2", ["tools/install_detectron2.py", "tools/detectron2_stand_in.py"])],
     entry_points={"console_scripts": ["nlnet-d2 = nlnet_d2.cli:main"]},
     python_requires=">=3.10",
     install_requires=[
