@@ -1,44 +1,45 @@
-"""Models that answer from what they are shown, and keep it."""
+"""Configs of tiny models for predictions, and models that answer from what they are shown, and keep it."""
+
+from pathlib import Path
 
 import torch
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
-CLASSES = 3
+_CONFIGS = Path(__file__).parent / "data" / "inference"
+TINY_ACTIONS = str(_CONFIGS / "actions.yaml")
+TINY_OBJECTS = str(_CONFIGS / "objects.yaml")
+CLASSES = 3  # of TINY_ACTIONS
 
 
-class Echo(nn.Module):
+class _Recorder(nn.Module):
+    """Keeps the ``batches`` that it is given, and answers each input by ``answer``."""
+
+    def __init__(self):
+        super().__init__()
+        self.batches = []
+
+    def forward(self, inputs):
+        self.batches.append(inputs)
+        return [{"instances": self.answer(x)} for x in inputs]
+
+
+class Echo(_Recorder):
     """Objects: one, as large as the picture, its score the mean of the input's first channel."""
 
-    def __init__(self):
-        super().__init__()
-        self.batches = []
-
-    def forward(self, inputs):
-        self.batches.append(inputs)
-        results = []
-        for x in inputs:
-            found = Instances((x["height"], x["width"]))
-            found.pred_boxes = Boxes(torch.tensor([[0.0, 0.0, x["width"], x["height"]]]))
-            found.scores = x["image"][0].float().mean()[None] / 255
-            found.pred_classes = torch.zeros(1, dtype=torch.long)
-            results.append({"instances": found})
-        return results
+    @staticmethod
+    def answer(x):
+        boxes = Boxes(torch.tensor([[0.0, 0.0, x["width"], x["height"]]]))
+        scores = x["image"][0].float().mean()[None] / 255
+        classes = torch.zeros(1, dtype=torch.long)
+        return Instances((x["height"], x["width"]), pred_boxes=boxes, scores=scores, pred_classes=classes)
 
 
-class EchoActions(nn.Module):
+class EchoActions(_Recorder):
     """Actions of the boxes that are given, or of a person as large as the frame; class k scores k / 10."""
 
-    def __init__(self):
-        super().__init__()
-        self.batches = []
-
-    def forward(self, inputs):
-        self.batches.append(inputs)
-        return [{"instances": self._people(x)} for x in inputs]
-
     @staticmethod
-    def _people(x):
+    def answer(x):
         height, width = x["clip"].shape[2:]
         boxes = x.get("boxes", Boxes(torch.tensor([[0.0, 0.0, width, height]]))).clone()
         boxes.scale(x["width"] / width, x["height"] / height)

@@ -27,15 +27,17 @@ Frames = Iterator[tuple[int, np.ndarray]]
 
 
 @dataclass(frozen=True)
-class Picture:
-    """An image file."""
-
+class _File:
     path: str
 
     @property
     def name(self) -> str:
         """Of the file."""
         return os.path.basename(self.path)
+
+
+class Picture(_File):
+    """An image file."""
 
     def frames(self, fps: float) -> Frames:
         """(0, (H, W, 3) uint8 RGB), turned as its EXIF data say.
@@ -52,16 +54,8 @@ class Picture:
             raise DataError(f"{self.path}: expected a picture, got {error}; replace it") from error
 
 
-@dataclass(frozen=True)
-class Video:
+class Video(_File):
     """A video file."""
-
-    path: str
-
-    @property
-    def name(self) -> str:
-        """Of the file."""
-        return os.path.basename(self.path)
 
     def frames(self, fps: float) -> Frames:
         """(k, (H, W, 3) uint8 RGB): what is shown from k / fps seconds on.

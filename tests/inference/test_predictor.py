@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from echo_models import CLASSES, Echo, EchoActions
+from echo_models import CLASSES, TINY_ACTIONS, TINY_OBJECTS, Echo, EchoActions
 from PIL import Image
 from small_videos import SIZE, number_of, write_video
 from torch import nn
@@ -60,14 +60,14 @@ def test_every_frame_of_a_video(tmp_path, stock_cfg):
     assert [prediction.second for prediction in predictions][:10] == pytest.approx(np.arange(10) / 25)
 
 
-def test_a_trained_file_predicts(tmp_path, tiny_objects, object_weights):
+def test_a_trained_file_predicts(tmp_path, object_weights):
     """A config file and its weights; the same as the model by itself."""
     save_plain(tmp_path / "a.png", (200, 100, 50))
     any_score = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"]
-    cfg = predict_config(tiny_objects, ["MODEL.WEIGHTS", object_weights, *any_score])
+    cfg = predict_config(TINY_OBJECTS, ["MODEL.WEIGHTS", object_weights, *any_score])
     (found,) = nlnet_d2.predict(cfg, tmp_path / "a.png")
     assert len(found) and found.pred_masks.shape[1:] == (30, 40) and found.pred_boxes.device.type == "cpu"
-    without = predict_config(tiny_objects, any_score)
+    without = predict_config(TINY_OBJECTS, any_score)
     (same,) = nlnet_d2.predict(without, tmp_path / "a.png", weights=object_weights)
     (again,) = nlnet_d2.predict(build_predictor(cfg).model, tmp_path / "a.png", config=cfg)
     torch.testing.assert_close(found.scores, same.scores)
@@ -84,13 +84,13 @@ def test_unreadable_files_are_an_error_when_the_rest_is_done(tmp_path, stock_cfg
     assert len(found) == 2
 
 
-def test_weights_that_are_not_there(tmp_path, tiny_objects, weights_of):
+def test_weights_that_are_not_there(tmp_path, weights_of):
     save_plain(tmp_path / "a.png", (0, 0, 0))
-    cfg = predict_config(tiny_objects, ["MODEL.WEIGHTS", ""])
+    cfg = predict_config(TINY_OBJECTS, ["MODEL.WEIGHTS", ""])
     with pytest.raises(CheckpointError, match="MODEL.WEIGHTS is empty"):
         nlnet_d2.predict(cfg, tmp_path)
-    other = weights_of(tiny_objects, "MODEL.ROI_HEADS.NUM_CLASSES", "2")
-    cfg = predict_config(tiny_objects, ["MODEL.WEIGHTS", other])
+    other = weights_of(TINY_OBJECTS, "MODEL.ROI_HEADS.NUM_CLASSES", "2")
+    cfg = predict_config(TINY_OBJECTS, ["MODEL.WEIGHTS", other])
     with pytest.raises(CheckpointError, match="roi_heads.*OUTPUT_DIR/config.yaml"):
         nlnet_d2.predict(cfg, tmp_path)
 
@@ -104,9 +104,9 @@ def film(tmp_path) -> Path:
     return write_video(tmp_path / "film.mp4", [i / 30 for i in range(100)])
 
 
-def test_key_frames(film, tiny_actions):
+def test_key_frames(film):
     """One per second, in full size, in the middle of clips as ClipMapper gives them."""
-    model, cfg = EchoActions(), action_cfg(tiny_actions)
+    model, cfg = EchoActions(), action_cfg(TINY_ACTIONS)
     predictions = list(run(build_predictor(model, cfg, batch_size=3), find_sources(film)))
     assert [p.second for p in predictions] == [0, 1, 2, 3]
     assert [number_of(p.image) for p in predictions] == [0, 30, 60, 90]
@@ -122,15 +122,15 @@ def test_key_frames(film, tiny_actions):
     assert inputs["key_frame"].shape == (3, height, width) and "boxes" not in inputs
 
 
-def test_more_key_frames(film, tiny_actions):
-    predictor = build_predictor(EchoActions(), action_cfg(tiny_actions), every=0.75)
+def test_more_key_frames(film):
+    predictor = build_predictor(EchoActions(), action_cfg(TINY_ACTIONS), every=0.75)
     assert [p.second for p in run(predictor, find_sources(film))] == [0, 0.75, 1.5, 2.25, 3]
 
 
-def test_boxes_on_file(film, tmp_path, tiny_actions):
+def test_boxes_on_file(film, tmp_path):
     csv = tmp_path / "people.csv"
     csv.write_text("film,0.5,0.25,0,0.75,0.5,,0.95\nfilm,2,0,0,1,1,,0.95\nfilm,2,0,0,0.5,1,,0.9\nfilm,3\n")
-    model, cfg = EchoActions(), predict_config(tiny_actions)
+    model, cfg = EchoActions(), predict_config(TINY_ACTIONS)
     found = list(nlnet_d2.predict(model, film, config=cfg, boxes=csv))
     assert [len(instances) for instances in found] == [1, 2, 0]
     assert found[0].pred_boxes.tensor.tolist() == [[16, 0, 48, 24]]
@@ -138,29 +138,29 @@ def test_boxes_on_file(film, tmp_path, tiny_actions):
     assert found[1].scores.shape == (2, CLASSES)
 
 
-def test_a_network_on_key_frames_without_people(film, tmp_path, tiny_actions, action_weights, caplog):
+def test_a_network_on_key_frames_without_people(film, tmp_path, action_weights, caplog):
     csv = tmp_path / "people.csv"
     csv.write_text("film,1\nfilm,2,0,0,1,1,,0.1\n")
-    cfg = predict_config(tiny_actions, ["MODEL.WEIGHTS", action_weights])
+    cfg = predict_config(TINY_ACTIONS, ["MODEL.WEIGHTS", action_weights])
     with caplog.at_level(logging.WARNING):
         found = list(nlnet_d2.predict(cfg, film, boxes=csv))
     assert [x.scores.shape for x in found] == [(0, CLASSES)] * 2
     assert "film.mp4: nobody was found on its 2 key frames" in caplog.text
 
 
-def test_a_model_that_finds_the_people(film, tiny_actions, weights_of):
+def test_a_model_that_finds_the_people(film, weights_of):
     options = ["MODEL.PEOPLE.NAME", "KeyFrameDetector", "MODEL.ROI_HEADS.NUM_CLASSES", "1"]
     options += ["MODEL.ANCHOR_GENERATOR.SIZES", "[[16, 32]]", "MODEL.RPN.IN_FEATURES", "['res5']"]
     options += ["MODEL.ROI_HEADS.IN_FEATURES", "['res5']", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"]
     options += ["MODEL.ROI_HEADS.NAME", "StandardROIHeads", "MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead"]
     options += ["MODEL.ROI_BOX_HEAD.NUM_FC", "1", "MODEL.ROI_BOX_HEAD.FC_DIM", "8"]
-    cfg = predict_config(tiny_actions, [*options, "MODEL.WEIGHTS", weights_of(tiny_actions, *options)])
+    cfg = predict_config(TINY_ACTIONS, [*options, "MODEL.WEIGHTS", weights_of(TINY_ACTIONS, *options)])
     found = list(nlnet_d2.predict(cfg, film, every=2))
     assert len(found) == 2 and all(len(x) and x.has("person_scores") for x in found)
 
 
 @pytest.mark.parametrize("seconds", [20, 60])
-def test_memory_does_not_grow_with_the_video(tmp_path, tiny_actions, monkeypatch, seconds):
+def test_memory_does_not_grow_with_the_video(tmp_path, monkeypatch, seconds):
     """Frames of a video that are alive at once, counted where they are decoded."""
     path = write_video(tmp_path / "long.mp4", [i / 15 for i in range(15 * seconds)], preset="ultrafast")
     alive, most, real = weakref.WeakSet(), [], frame_reader._pixels
@@ -177,17 +177,17 @@ def test_memory_does_not_grow_with_the_video(tmp_path, tiny_actions, monkeypatch
         return image
 
     monkeypatch.setattr(frame_reader, "_pixels", counted)
-    predictor = build_predictor(EchoActions(), action_cfg(tiny_actions), batch_size=2)
+    predictor = build_predictor(EchoActions(), action_cfg(TINY_ACTIONS), batch_size=2)
     assert sum(1 for _ in run(predictor, find_sources(path))) == seconds
     assert len(most) > 15 * seconds and max(most) <= 8
 
 
-def test_frames_per_second_are_those_of_the_training(tmp_path, tiny_actions, caplog):
+def test_frames_per_second_are_those_of_the_training(tmp_path, caplog):
     source = AvaSource(annotations="a.csv", label_map=str(tmp_path / "labels.pbtxt"), videos="v", fps=16)
     register_ava("predicted_clips", source)
-    cfg = predict_config(tiny_actions, ["DATASETS.TEST", "['predicted_clips']"])
+    cfg = predict_config(TINY_ACTIONS, ["DATASETS.TEST", "['predicted_clips']"])
     assert clip_rate(cfg) == 16 and "they are seen" not in caplog.text
-    assert clip_rate(predict_config(tiny_actions)) == 30
+    assert clip_rate(predict_config(TINY_ACTIONS)) == 30
     assert "they are seen at AVA's 30 frames/s" in caplog.text
     (tmp_path / "labels.pbtxt").write_text(
         "".join(f'item {{ name: "act {i}" id: {i} }}\n' for i in (3, 5, 9))
@@ -195,8 +195,8 @@ def test_frames_per_second_are_those_of_the_training(tmp_path, tiny_actions, cap
     assert action_classes(cfg).names == {3: "act 3", 5: "act 5", 9: "act 9"}
 
 
-def test_label_maps(tmp_path, tiny_actions, caplog):
-    cfg, path = predict_config(tiny_actions), tmp_path / "labels.pbtxt"
+def test_label_maps(tmp_path, caplog):
+    cfg, path = predict_config(TINY_ACTIONS), tmp_path / "labels.pbtxt"
     assert action_classes(cfg).names == {1: "action 1", 2: "action 2", 3: "action 3"}
     assert "called by their numbers" in caplog.text
     path.write_text('item { name: "run" id: 1 }\n')
@@ -206,14 +206,14 @@ def test_label_maps(tmp_path, tiny_actions, caplog):
         action_classes(cfg, str(path))
 
 
-def test_the_data_of_the_training_may_be_elsewhere(tiny_objects, caplog):
+def test_the_data_of_the_training_may_be_elsewhere(caplog):
     entry = "[{'NAME': 'gone', 'JSON': 'gone.json', 'IMAGES': 'gone'}]"
     options = ["DATASETS.REGISTER", entry, "DATASETS.TRAIN", "['gone']", "MODEL.ROI_HEADS.NUM_CLASSES", "7"]
-    cfg = predict_config(tiny_objects, options)
+    cfg = predict_config(TINY_OBJECTS, options)
     assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 7 and "there is no file 'gone.json'" in caplog.text
     assert object_classes(cfg).get("thing_classes", None) is None
     with pytest.raises(ConfigError, match="did you mean MODEL.WEIGHTS"):
-        predict_config(tiny_objects, ["MODEL.WEIGHT", "x"])
+        predict_config(TINY_OBJECTS, ["MODEL.WEIGHT", "x"])
 
 
 class Segmenter(nn.Module):
@@ -221,9 +221,9 @@ class Segmenter(nn.Module):
         return [{"sem_seg": torch.zeros(1, 2, 2)} for _ in inputs]
 
 
-def test_what_is_refused(tmp_path, film, stock_cfg, tiny_actions):
+def test_what_is_refused(tmp_path, film, stock_cfg):
     picture = save_plain(tmp_path / "a.png", (0, 0, 0))
-    with_people, alone = action_cfg(tiny_actions), predict_config(tiny_actions)
+    with_people, alone = action_cfg(TINY_ACTIONS), predict_config(TINY_ACTIONS)
     for model, source, options, message in (
         (Echo(), picture, {}, "a model needs its config"),
         (Echo(), picture, {"config": stock_cfg, "weights": "w.pth"}, "a model is taken as it is"),

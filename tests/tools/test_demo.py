@@ -9,6 +9,7 @@ import av
 import pytest
 import torch
 from detectron2.modeling import build_model
+from echo_models import TINY_ACTIONS, TINY_OBJECTS
 from PIL import Image
 from small_videos import write_video
 
@@ -17,33 +18,18 @@ from nlnet_d2.inference.command import main
 from nlnet_d2.inference.config import predict_config
 
 ROOT = Path(__file__).parents[2]
-OBJECTS = f"""
-_BASE_: {ROOT}/tests/data/engine/tiny.yaml
-DATASETS: {{TRAIN: [], TEST: []}}
-"""
-ACTIONS = f"""
-_BASE_: {ROOT}/configs/ava/Base-Slow.yaml
-MODEL:
-  RESNETS: {{DEPTH: 14, STEM_OUT_CHANNELS: 8, WIDTH_PER_GROUP: 8, RES2_OUT_CHANNELS: 16}}
-  ACTION_HEAD: {{NUM_CLASSES: 2}}
-DATASETS: {{TRAIN: [], TEST: []}}
-INPUT:
-  CLIP: {{NUM_FRAMES: 4, STRIDE: 2, SIZE_TEST: 48}}
-"""
-LABELS = 'item { name: "sit" id: 4 }\nitem { name: "run" id: 11 }\n'
+LABELS = "".join(f'item {{ name: "act {id_}" id: {id_} }}\n' for id_ in (4, 11, 20))
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A folder with configs, weights, a label map, boxes, a video of 3 s, and another cut in the middle."""
+    """A folder with weights, a label map, boxes, a video of 3 s, and another cut in the middle."""
     folder = tmp_path_factory.mktemp("demo")
-    (folder / "actions.yaml").write_text(ACTIONS)
-    (folder / "objects.yaml").write_text(OBJECTS)
     (folder / "labels.pbtxt").write_text(LABELS)
     (folder / "boxes.csv").write_text("film,0,0,0,0.5,1,,0.9\nfilm,2,0,0,0.5,1,,0.9\nfilm,2,0.5,0,1,1,,0.9\n")
-    for name in ("actions", "objects"):
+    for name, config in (("actions", TINY_ACTIONS), ("objects", TINY_OBJECTS)):
         torch.manual_seed(0)
-        model = build_model(predict_config(str(folder / f"{name}.yaml")))
+        model = build_model(predict_config(config))
         torch.save({"model": model.state_dict()}, folder / f"{name}.pth")
     film = write_video(folder / "film.mp4", [i / 30 for i in range(90)])
     write_video(folder / "film.mkv", [i / 30 for i in range(90)], g=15)
@@ -58,7 +44,7 @@ def files(tmp_path_factory):
 
 def actions(files, *flags, options=()):
     """Exit code of a prediction of actions."""
-    config = ["--config-file", str(files / "actions.yaml"), *map(str, flags)]
+    config = ["--config-file", TINY_ACTIONS, *map(str, flags)]
     labels = ["--label-map", str(files / "labels.pbtxt")]
     return main([*config, *labels, "MODEL.WEIGHTS", str(files / "actions.pth"), *options])
 
@@ -78,7 +64,7 @@ def test_pictures_with_a_broken_one_among_them(files, tmp_path, capfd):
         str(tmp_path / "out"),
     ]
     options = ["MODEL.WEIGHTS", str(files / "objects.pth"), "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"]
-    assert main(["--config-file", str(files / "objects.yaml"), *inputs, *options]) == 3
+    assert main(["--config-file", TINY_OBJECTS, *inputs, *options]) == 3
     assert "error: 1 of 3 inputs could not be read to the end: broken.jpg" in capfd.readouterr().err
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.png", "b.png", "predictions.json"}
     results = json.loads((tmp_path / "out" / "predictions.json").read_text())
@@ -90,12 +76,14 @@ def test_actions_of_people_on_file(files, tmp_path):
     assert actions(files, "--video", files / "film.mp4", "--output", out, "--boxes", files / "boxes.csv") == 0
     assert number_of_frames(out) >= 90
     table = read_ava_csv(tmp_path / "out.csv", scored=True)
-    assert table.videos == ["film"] and table.second.tolist() == [0, 2, 2] and set(table.action) == {4, 11}
+    assert (
+        table.videos == ["film"] and table.second.tolist() == [0, 2, 2] and set(table.action) == {4, 11, 20}
+    )
     assert table.box.tolist() == [[0, 0, 0.5, 1], [0, 0, 0.5, 1], [0.5, 0, 1, 1]]
 
 
 def test_actions_of_people_whom_a_second_detector_finds(files, tmp_path):
-    detector = ["--people-config", files / "objects.yaml", "--people-weights", files / "objects.pth"]
+    detector = ["--people-config", TINY_OBJECTS, "--people-weights", files / "objects.pth"]
     options = ["MODEL.PEOPLE.SCORE_THRESH", "0.0"]
     flags = ["--video", files / "film.mp4", "--output", tmp_path, *detector, "--every", "0.5"]
     assert actions(files, *flags, options=options) == 0
@@ -153,7 +141,7 @@ def test_a_model_of_pictures_is_given_clips(files, tmp_path, capfd):
         main(
             [
                 "--config-file",
-                str(files / "objects.yaml"),
+                TINY_OBJECTS,
                 *flags,
                 "MODEL.WEIGHTS",
                 str(files / "objects.pth"),
@@ -166,10 +154,10 @@ def test_a_model_of_pictures_is_given_clips(files, tmp_path, capfd):
 
 def test_weights_that_are_not_there(files, tmp_path, capfd):
     flags = ["--input", str(files / "people"), "--output", str(tmp_path)]
-    assert main(["--config-file", str(files / "objects.yaml"), *flags, "MODEL.WEIGHTS", "absent.pth"]) == 3
+    assert main(["--config-file", TINY_OBJECTS, *flags, "MODEL.WEIGHTS", "absent.pth"]) == 3
     assert "absent.pth" in capfd.readouterr().err
     flags = ["--video", files / "film.mp4", "--output", tmp_path]
-    detector = ["--people-config", files / "objects.yaml", "--people-weights", tmp_path / "none.pth"]
+    detector = ["--people-config", TINY_OBJECTS, "--people-weights", tmp_path / "none.pth"]
     assert actions(files, *flags, *detector) == 3
     assert "none.pth" in capfd.readouterr().err
 
