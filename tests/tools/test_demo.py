@@ -31,14 +31,13 @@ def files(tmp_path_factory):
         torch.manual_seed(0)
         model = build_model(predict_config(config))
         torch.save({"model": model.state_dict()}, folder / f"{name}.pth")
-    film = write_video(folder / "film.mp4", [i / 30 for i in range(90)])
+    write_video(folder / "film.mp4", [i / 30 for i in range(90)])
     write_video(folder / "film.mkv", [i / 30 for i in range(90)], g=15)
     whole = (folder / "film.mkv").read_bytes()
     (folder / "cut.mkv").write_bytes(whole[: len(whole) // 2])
     (folder / "people").mkdir()
     Image.new("RGB", (64, 48), (90, 40, 20)).save(folder / "people" / "a.png")
     Image.new("RGB", (48, 64), (90, 40, 20)).save(folder / "people" / "b.png")
-    assert film.is_file()
     return folder
 
 
