@@ -1,0 +1,54 @@
+"""A trained model made faster for inference."""
+
+import copy
+
+import torch
+from detectron2.layers import FrozenBatchNorm2d
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from nlnet_d2.backbones.resnet import ContextBlockMixin
+from nlnet_d2.blocks.context import ContextPooling
+from nlnet_d2.blocks.nonlocal_ import NonLocal
+
+FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+CONVS = (nn.Conv2d, nn.Conv3d)
+
+
+def optimize_for_inference(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` that gives the same results, within rounding errors, in less time and memory.
+
+    - Batch normalisation, frozen or not, goes into the convolution before it.
+    - Convolutions work on channels-last maps (N, H, W, C), which oneDNN and cuDNN like better.
+    - Context blocks of a residual block write over their input, which nobody else needs.
+
+    The copy is in evaluation mode, and cannot be trained: nothing in it requires gradients. Its names are not
+    those of ``model``, which stays as it is: keep that for checkpoints.
+    """
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, CONVS) and _can_fold(getattr(module, "norm", None)):
+            _fold(module, module.norm)
+            module.norm = None
+        elif isinstance(module, NonLocal) and _can_fold(module.norm):
+            _fold(module.out, module.norm)
+            module.norm = nn.Identity()
+        elif isinstance(module, ContextBlockMixin):
+            for block in module.modules():
+                if isinstance(block, ContextPooling):
+                    block.inplace = True
+    for module in model.modules():
+        if isinstance(module, CONVS):
+            module.to(memory_format=FORMATS[module.weight.ndim])
+    return model
+
+
+def _can_fold(norm: nn.Module | None) -> bool:
+    """Whether a norm multiplies and adds constants."""
+    return isinstance(norm, (_BatchNorm, FrozenBatchNorm2d)) and norm.running_var is not None
+
+
+def _fold(conv: nn.Module, norm: nn.Module) -> None:
+    statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)

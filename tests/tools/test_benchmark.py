@@ -1,0 +1,103 @@
+"""The benchmarks compare what is equal, refuse what is not, and write rows of one form. No times here."""
+
+import json
+import sys
+from pathlib import Path
+
+import benchmark
+import numpy as np
+import pytest
+import torch
+from benchmarks import report
+from benchmarks.measure import Case, Goal, Pair, WrongNumbers, max_difference, measure, peak_bytes
+
+CPU = torch.device("cpu")
+FIELDS = {"suite", "case", "alternative", "time_ratio", "memory_ratio", "max_abs_diff"}
+
+
+def case(ours, other, **options) -> Case:
+    return Case("sum, 3", "loop", lambda device: Pair(ours, other), work=3, unit="numbers", **options)
+
+
+@pytest.mark.parametrize("suite", benchmark.SUITES)
+def test_every_case_of_a_suite_computes_the_same(suite):
+    """At tiny sizes: ``measure`` raises where the two sides differ."""
+    for tiny in benchmark.SUITES[suite](True):
+        row = measure(tiny, suite, CPU, rounds=1)
+        assert row.keys() >= FIELDS and row["time_ratio"] > 0
+        assert (row["max_abs_diff"] is None) == (tiny.tolerance is None)
+
+
+@pytest.mark.parametrize("suite", benchmark.SUITES)
+def test_cases_have_names_of_their_own(suite):
+    for quick in (True, False):
+        names = [(c.name, c.alternative) for c in benchmark.SUITES[suite](quick)]
+        assert names and len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(
+    "wrong", [torch.tensor([1.0, 2.1]), torch.tensor([1.0]), torch.tensor([1.0, float("nan")])]
+)
+def test_a_fast_wrong_thing_is_refused(wrong):
+    right = torch.tensor([1.0, 2.0])
+    with pytest.raises(WrongNumbers, match="toy: sum, 3"):
+        measure(case(lambda: wrong, lambda: right), "toy", CPU, rounds=1)
+
+
+def test_differences_are_relative_to_each_array():
+    """A wrong small gradient is not hidden by a large one; rounding errors of the large one are none."""
+    assert max_difference([1.0, 1e-9], [1.0, 0.0], 1e-4, "toy") == 1e-9
+    with pytest.raises(WrongNumbers):
+        max_difference([1.0, 1e-4], [1.0, 2e-4], 1e-4, "toy")
+
+
+def test_each_call_is_prepared_and_rounds_alternate():
+    calls = []
+    pair = Pair(lambda: calls.append("a") or 1.0, lambda: calls.append("b") or 1.0, lambda: calls.append("-"))
+    measure(Case("sum, 3", "loop", lambda device: pair, 3, "numbers"), "toy", CPU, rounds=2)
+    assert "".join(calls) == "-a-b" * 4  # numbers, memory, two rounds
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells the peak")
+def test_peak_of_memory():
+    """A temporary of 64 MiB counts although it is freed during the call, and memory held before does not."""
+    held = np.ones(2**24)
+
+    def temporary():
+        np.ones(2**23).sum()
+        return held[0]
+
+    assert 0.9 < peak_bytes(temporary, CPU) / 2**26 < 1.2
+
+
+def test_rows_measured_again_replace_the_old(tmp_path, monkeypatch):
+    monkeypatch.setitem(
+        benchmark.SUITES,
+        "vit",
+        lambda quick: [case(lambda: 1.0, lambda: 1.0, goal=Goal(1e9))],
+    )
+    paths = [tmp_path / name for name in ("rows.json", "page.md")]
+    command = ["benchmark.py", "vit", "--json", str(paths[0]), "--markdown", str(paths[1]), "--rounds", "2"]
+    monkeypatch.setattr(sys, "argv", command)
+    for _ in range(2):
+        benchmark.main()
+    (row,) = json.loads(paths[0].read_text())
+    assert row["rounds"] == 2 and row["goal"] == [1e9, None] and row.keys() >= FIELDS
+    page = paths[1].read_text()
+    assert "**≥ 1e+09**" in page and "python tools/benchmark.py vit`" in page and "Not run" in page
+
+
+def test_nothing_chosen(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "vit", "--quick", "--case", "no such case"])
+    with pytest.raises(SystemExit, match="no case of vit has 'no such case' in its name"):
+        benchmark.main()
+
+
+def test_plot(tmp_path):
+    pytest.importorskip("matplotlib")
+    row = measure(case(lambda: 1.0, lambda: 1.0), "toy", CPU, rounds=1)
+    row["peak_bytes"] = [1, 2]
+    with pytest.raises(ValueError, match="no case was measured at two sizes"):
+        report.plot([row], tmp_path / "plot.png")
+    report.plot([row, row | {"case": "sum, 4", "work": 4}], tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 1000

@@ -1,0 +1,115 @@
+"""Suites ``vit``, ``mvit`` and ``slowfast``: whole backbones."""
+
+from functools import partial
+
+import torch
+
+import nlnet_d2
+from benchmarks import literal
+from benchmarks.blocks import BOTH, FORWARD, LITERAL, compare, randomize
+from benchmarks.measure import Case, Goal, Pair
+from nlnet_d2.backbones.mvit import MViT
+from nlnet_d2.backbones.video.slowfast import SlowFast
+from nlnet_d2.backbones.vit import ViT
+
+try:
+    from detectron2.modeling.backbone.vit import ViT as UpstreamViT  # in upstream's main only
+except ImportError:
+    UpstreamViT = None
+
+TINY_VIT = {"img_size": 64, "embed_dim": 48, "depth": 3, "num_heads": 2, "window_size": 3}
+TINY_VIT["global_block_indexes"] = (2,)
+TINY_MVIT = {"img_size": 64, "embed_dim": 16, "depths": (1, 1, 2, 1), "window_size": 16}
+TINY_SLOWFAST = {"depth": 14, "stem_channels": 16, "width": 16, "res2_channels": 32}
+
+
+def vit(quick: bool) -> list[Case]:
+    goals = {
+        (512, FORWARD): Goal(1.45, 0.6),
+        (1024, FORWARD): Goal(1.7, 0.14),
+        (512, BOTH): Goal(1.2, 0.75),
+        (1024, BOTH): Goal(1.6, 0.42),
+    }
+    sides = (64,) if quick else (512, 1024)
+    settings = [(LITERAL, side, passes) for passes in (FORWARD, BOTH) for side in sides]
+    if UpstreamViT:
+        settings += [("detectron2", side, FORWARD) for side in sides]
+    return [
+        Case(
+            name=f"ViTDet-B, {passes}, {side} px",
+            alternative=alternative,
+            build=partial(build_vit, TINY_VIT if quick else {}, side, passes, alternative),
+            work=side,
+            unit="pixels of the side",
+            goal=goals.get((side, passes), Goal()),
+        )
+        for alternative, side, passes in settings
+    ]
+
+
+def build_vit(options: dict, side: int, passes: str, alternative: str, device) -> Pair:
+    options = {"drop_path_rate": 0.0, **options}
+    net = randomize(ViT(**options)).eval().to(device)
+    image = torch.randn(1, 3, side, side, device=device)
+    other = partial(literal.vit, net)
+    if alternative == "detectron2":
+        windowed = [i for i, block in enumerate(net.blocks) if block.window]
+        upstream = UpstreamViT(window_block_indexes=windowed, use_rel_pos=True, **options).eval().to(device)
+        upstream.load_state_dict(net.state_dict())
+
+        def other(x):
+            return upstream(x)["last_feat"]
+
+    parameters = list(net.parameters())
+    return compare(lambda x: net(x)["last_feat"], other, passes, image, parameters=parameters)
+
+
+def mvit(quick: bool) -> list[Case]:
+    goals = {(512, FORWARD): Goal(1.4, 0.62), (1024, FORWARD): Goal(1.6, 0.77)}
+    settings = [(64, FORWARD), (64, BOTH)] if quick else [(512, FORWARD), (1024, FORWARD), (512, BOTH)]
+    return [
+        Case(
+            name=f"MViTv2-T, {passes}, {side} px",
+            alternative=LITERAL,
+            build=partial(build_mvit, TINY_MVIT if quick else {}, side, passes),
+            work=side,
+            unit="pixels of the side",
+            goal=goals.get((side, passes), Goal()),
+        )
+        for side, passes in settings
+    ]
+
+
+def build_mvit(options: dict, side: int, passes: str, device) -> Pair:
+    net = randomize(MViT(drop_path_rate=0.0, **options)).eval().to(device)
+    image = torch.randn(1, 3, side, side, device=device)
+    other = partial(literal.mvit, net)
+    return compare(lambda x: list(net(x).values()), other, passes, image, parameters=list(net.parameters()))
+
+
+def slowfast(quick: bool) -> list[Case]:
+    """The alternative is PySlowFast's form: the network as it was trained, convolution by convolution."""
+    lengths, side = ((8,), 32) if quick else ((8, 16, 32), 224)
+    goals = {(32, False): Goal(1.3, 1.2), (32, True): Goal(1.7, 0.9)}
+    settings = [(length, False) for length in lengths] + ([] if quick else [(32, True)])
+    return [
+        Case(
+            name=f"SlowFast R50 8x8, inference {'compiled' if compiled else 'eager'}, {length} frames",
+            alternative="network as trained",
+            build=partial(build_slowfast, TINY_SLOWFAST if quick else {}, length, side, compiled),
+            work=length,
+            unit="frames",
+            goal=goals.get((length, compiled), Goal()),
+        )
+        for length, compiled in settings
+    ]
+
+
+def build_slowfast(options: dict, length: int, side: int, compiled: bool, device) -> Pair:
+    net = randomize(SlowFast(**options)).eval().to(device)
+    ours = nlnet_d2.optimize_for_inference(net)
+    if compiled:
+        with torch.no_grad():
+            ours = torch.compile(ours, options={"freezing": True})
+    clip = torch.randn(1, 3, length, side, side, device=device)
+    return compare(ours, net, FORWARD, clip)
