@@ -16,11 +16,12 @@ READY := $(VENV)/.ready
 endif
 PIP := $(PY) -m pip --disable-pip-version-check --no-input
 
-.PHONY: help demo test test-all lint zoo-table clean check-environment
+.PHONY: help demo demo-ava test test-all lint zoo-table clean check-environment
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo       train and evaluate a small Mask R-CNN with a non-local block: 5 minutes on 2 CPU cores"
+	@echo "make demo-ava   train a small SlowFast on drawn clips, evaluate it by AVA's protocol: 5 minutes on 2 CPU cores"
 	@echo "make test       the fast tests (what CI runs)"
 	@echo "make test-all   all tests, those of minutes too"
 	@echo "make lint       ruff: rules and format"
@@ -29,6 +30,9 @@ help:
 
 demo: $(READY)
 	$(PY) tools/quickstart.py $(ARGS)
+
+demo-ava: $(READY)
+	$(PY) tools/quickstart_clips.py $(ARGS)
 
 test: $(READY)
 	$(PY) -m pytest -m "not slow" $(ARGS)
