@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
         ConfigError, CheckpointError: nothing was read or written.
         DataError: some of the input could not be read; the rest is done.
     """
-    sources = find_sources(args.video or args.input)
+    sources = [Video(args.video)] if args.video else find_sources(args.input)
     cfg = predict_config(args.config_file, _options(args))
     is_action = takes_clips(cfg)
     if args.video and not is_action:
@@ -77,7 +77,8 @@ def run(args: argparse.Namespace) -> None:
     classes = action_classes(cfg, args.label_map) if is_action else object_classes(cfg)
     predictor = build_predictor(cfg, batch_size=args.batch_size, boxes=args.boxes, every=args.every)
     predictor.require(sources)
-    outputs, failures = plan_outputs(args.output, sources, ".csv" if is_action else ".json"), Failures()
+    outputs = plan_outputs(args.output, sources, ".csv" if is_action else ".json", args.boxes)
+    failures = Failures()
 
     def predict(*some: Source) -> Iterator[Prediction]:
         return _with_progress(predictor(some, failures), some)

@@ -29,14 +29,17 @@ class Outputs:
     annotated: dict[Source, Path]
 
 
-def plan_outputs(output: str | Path, sources: Sequence[Source], suffix: str) -> Outputs:
+def plan_outputs(
+    output: str | Path, sources: Sequence[Source], suffix: str, boxes: str | None = None
+) -> Outputs:
     """In a folder, or, for one video, in a file with the results beside it. Makes the folder.
 
     Args:
         suffix: of the results.
+        boxes: another file that is read.
 
     Raises:
-        ConfigError: two files would have one name, or replace an input.
+        ConfigError: two files would have one name, or replace an input; the folder cannot be made.
     """
     output = Path(output)
     if output.suffix.lower() in VIDEO_SUFFIXES:
@@ -47,14 +50,16 @@ def plan_outputs(output: str | Path, sources: Sequence[Source], suffix: str) -> 
     else:
         annotated = {source: output / _file_name(source) for source in sources}
         outputs = Outputs(output / f"predictions{suffix}", annotated)
-    inputs = {Path(source.path).resolve() for source in sources if not isinstance(source, Camera)}
-    for path, times in Counter(outputs.annotated.values()).items():
+    inputs = [source.path for source in sources if not isinstance(source, Camera)]
+    inputs = {Path(path).resolve() for path in (*inputs, boxes) if path}
+    for path, times in Counter([*outputs.annotated.values(), outputs.results]).items():
         if times > 1 or path.resolve() in inputs:
             what = f"{times} inputs would become" if times > 1 else "an input would be replaced by"
             raise ConfigError(f"--output {output}: {what} {path}; name another folder")
-    if outputs.results.parent.is_file():
-        raise ConfigError(f"--output {output}: expected a folder, got a file")
-    outputs.results.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        outputs.results.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output {output}: expected a place for a folder, got {error}") from error
     return outputs
 
 

@@ -15,6 +15,7 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from nlnet_d2.data.datasets.ava_files import AvaTable, detection_rows
 from nlnet_d2.data.datasets.label_map import LabelMap
 from nlnet_d2.inference.predictor import Prediction
+from nlnet_d2.inference.sources import Picture
 
 TIME_BASE = Fraction(1, 1000)  # seconds; of the written videos
 
@@ -72,7 +73,9 @@ def coco_results(path: str | Path, classes: Metadata) -> Iterator:
 
     def add(prediction: Prediction) -> None:
         nonlocal separator
-        origin = {"file_name": prediction.source.name, "second": prediction.second}
+        origin = {"file_name": prediction.source.name}
+        if not isinstance(prediction.source, Picture):
+            origin["second"] = prediction.second
         instances = deepcopy(prediction.instances)  # Detectron2 moves its keypoints
         for result in instances_to_coco_json(instances, next(numbers)):
             result["category_id"] = ids.get(result["category_id"], result["category_id"])

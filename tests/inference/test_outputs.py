@@ -129,10 +129,12 @@ def test_outputs_that_would_destroy_something(tmp_path):
         (tmp_path / "out.mp4", [Video("a.mp4"), Video("b.mp4")], "is for one video"),
         (tmp_path / "out.webm", [Video("a.mp4")], "expected a folder; a file .*.mp4"),
         (tmp_path / "a.mp4", [Video(str(tmp_path / "a.mp4"))], "an input would be replaced"),
-        (tmp_path / "file", [a], "expected a folder, got a file"),
+        (tmp_path / "file", [a], "expected a place for a folder, got .*file"),
     ):
         with pytest.raises(ConfigError, match=message):
             plan_outputs(output, sources, ".json")
+    with pytest.raises(ConfigError, match="an input would be replaced by .*out.csv"):
+        plan_outputs(tmp_path / "out.mp4", [Video("a.mp4")], ".csv", boxes=str(tmp_path / "out.csv"))
 
 
 def test_pictures_and_coco_results(tmp_path):
@@ -153,7 +155,7 @@ def test_pictures_and_coco_results(tmp_path):
         17,
         0.75,
     )
-    assert second["category_id"] == 18 and first["bbox"] == [100, 100, 100, 200]
+    assert second["category_id"] == 18 and "second" not in first and first["bbox"] == [100, 100, 100, 200]
     assert rle.decode(first["segmentation"]).sum() == 600 and first["keypoints"][:2] == [349.5, 49.5]
     assert found.pred_keypoints[0, 0, 0] == 350, "predictions stay as they are"
 
@@ -206,6 +208,7 @@ def test_an_interrupted_run_leaves_files_that_can_be_read(tmp_path):
     outputs.annotated[Video("a.mp4")] = tmp_path / "out.mp4"
     with pytest.raises(KeyboardInterrupt):
         write_objects(outputs, interrupted(), COCO, 0.5)
-    assert len(json.loads(outputs.results.read_text())) == 1
+    (result,) = json.loads(outputs.results.read_text())
+    assert (result["file_name"], result["second"]) == ("a.mp4", 0.0)
     with av.open(str(tmp_path / "out.mp4")) as container:
         assert sum(1 for _ in container.decode(video=0)) == 1

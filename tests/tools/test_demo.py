@@ -112,8 +112,8 @@ def test_a_truncated_video_is_annotated_as_far_as_it_goes(files, tmp_path, capfd
         (["--video", "{0}/absent.mp4", "--boxes", "{0}/boxes.csv"], 3, "absent.mp4: expected a video"),
         (
             ["--video", "{0}/labels.pbtxt", "--boxes", "{0}/boxes.csv"],
-            2,
-            "labels.pbtxt: an action model needs",
+            3,
+            "labels.pbtxt: expected a video",
         ),
         (["--input", "{0}/people", "--boxes", "{0}/boxes.csv"], 2, "a.png: an action model needs a video"),
         (["--video", "{0}/film.mp4"], 2, "nobody says where the people are"),
