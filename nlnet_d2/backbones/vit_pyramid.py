@@ -32,7 +32,8 @@ def rescale(dim: int, scale: float, norm: str | Callable) -> tuple[list[nn.Modul
     up = nn.ConvTranspose2d
     if scale == 4:
         half = dim // 2
-        return [up(dim, half, 2, 2), get_norm(norm, half), nn.GELU(), up(half, dim // 4, 2, 2)], dim // 4
+        between = get_norm(norm, half) or nn.Identity()  # without a norm, the names stay
+        return [up(dim, half, 2, 2), between, nn.GELU(), up(half, dim // 4, 2, 2)], dim // 4
     if scale == 2:
         return [up(dim, dim // 2, 2, 2)], dim // 2
     if scale == 1:

@@ -248,6 +248,7 @@ def test_the_pyramid_follows_the_patches(patch, levels):
     cfg = get_cfg()
     add_nlnet_config(cfg)
     cfg.MODEL.BACKBONE.NAME = "build_vit_simple_pyramid_backbone"
+    assert cfg.MODEL.FPN.NORM == "", "Detectron2's default works too"
     vit = cfg.MODEL.VIT
     vit.PATCH_SIZE, vit.EMBED_DIM, vit.DEPTH, vit.NUM_HEADS, vit.GLOBAL_BLOCKS = patch, 32, 1, 2, [0]
     model = build_backbone(cfg, ShapeSpec(channels=3))
