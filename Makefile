@@ -32,7 +32,7 @@ demo: $(READY)
 	$(PY) tools/quickstart.py $(ARGS)
 
 demo-ava: $(READY)
-	$(PY) tools/quickstart_clips.py $(ARGS)
+	$(PY) tools/quickstart.py --clips $(ARGS)
 
 test: $(READY)
 	$(PY) -m pytest -m "not slow" $(ARGS)
