@@ -17,7 +17,7 @@ from nlnet_d2.data.datasets.ava import ava_source
 from nlnet_d2.data.datasets.ava_files import AvaTable, read_ava_csv, second_text
 from nlnet_d2.data.datasets.label_map import read_label_map
 from nlnet_d2.evaluation.ava import evaluate_ava
-from nlnet_d2.inference.drawing import ActionOverlay
+from nlnet_d2.inference.drawing import ActionOverlay, enlarge
 from nlnet_d2.reporting.matching import MIN_SCORE, Objects
 from nlnet_d2.reporting.results import Compared, Curve, SetResults, Table
 
@@ -112,8 +112,8 @@ def _image(record: dict) -> np.ndarray:
 
 
 def _draw(record: dict, truth: list, found: list, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    image = _image(record)
-    size = np.array([record["width"], record["height"]] * 2)
+    image = enlarge(_image(record))
+    size = np.array([image.shape[1], image.shape[0]] * 2)
     pictures = []
     for rows in (truth, found):
         boxes = list(dict.fromkeys(tuple((box * size).tolist()) for _, box, _ in rows))

@@ -12,7 +12,7 @@ from nlnet_d2.reporting.matching import Verdict
 from nlnet_d2.reporting.results import Compared
 
 PER_KIND = 6  # cards of each kind
-WIDTH = 480  # pixels of the longer side of a picture
+WIDTH = 640  # pixels of the longer side of a picture
 QUALITY = 82  # of JPEG
 
 
@@ -59,7 +59,7 @@ def _missed(pairs: Sequence[tuple[Compared, Verdict]]) -> list[tuple[Compared, i
 def _false(pairs: Sequence[tuple[Compared, Verdict]], classes: Sequence[str]) -> list[tuple]:
     """The surest detections of what is not there or is something else, one per image."""
     items = [(c, f, "nothing is there") for c, v in pairs for f in v.false]
-    items += [(c, f, f"it is a {classes[c.truth.classes[t]]}") for c, v in pairs for t, f in v.confused]
+    items += [(c, f, f"the truth is {classes[c.truth.classes[t]]}") for c, v in pairs for t, f in v.confused]
     items.sort(key=lambda item: -item[0].found.scores[item[1]])
     return [
         (c, int(c.found.classes[f]), f"{c.found.scores[f]:.0%}, but {why}: {_size(c.found.boxes[f])}")

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader
 from nlnet_d2 import __version__
 from nlnet_d2.reporting.attention_section import attention_section
 from nlnet_d2.reporting.results import SetResults
-from nlnet_d2.reporting.run_folder import RunFolder, iterations_done, read_run
+from nlnet_d2.reporting.run_folder import RunFolder, read_run
 from nlnet_d2.reporting.sections import (
     Section,
     compare_all,
@@ -74,5 +74,5 @@ def _headline(run: RunFolder, results: list[SetResults]) -> list[tuple[str, str]
             for row in table.rows[:1]
         ]
     if run.metrics:
-        numbers.append(("Iterations", str(iterations_done(run.metrics[-1]))))
+        numbers.append(("Iterations", str(run.iterations_done(run.metrics[-1]))))
     return numbers

@@ -55,13 +55,15 @@ class RunFolder:
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """How many iterations were done, and the value of a metric then; both empty if it was not written."""
         rows = [row for row in self.metrics if name in row]
-        return [iterations_done(row) for row in rows], [row[name] for row in rows]
+        return [self.iterations_done(row) for row in rows], [row[name] for row in rows]
 
+    def iterations_done(self, row: dict) -> int:
+        """How many iterations were done when a row of ``metrics`` was written.
 
-def iterations_done(row: dict) -> int:
-    """How many iterations were done when a row of metrics.json was written: they are numbered from 0, and the
-    evaluation after the last one has the next number."""
-    return row["iteration"] + ("total_loss" in row)
+        They are numbered from 0, and an evaluation after the last one has the next number.
+        """
+        trained = [other["iteration"] for other in self.metrics if "total_loss" in other]
+        return min(row["iteration"], max(trained, default=row["iteration"])) + 1
 
 
 def read_run(folder: str | Path) -> RunFolder:

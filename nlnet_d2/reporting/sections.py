@@ -18,7 +18,7 @@ from nlnet_d2.reporting.cards import Card, choose_cards
 from nlnet_d2.reporting.coco_results import coco_results
 from nlnet_d2.reporting.matching import MIN_OVERLAP, MIN_SCORE, Verdict, confusion, match
 from nlnet_d2.reporting.results import Compared, SetResults, Table
-from nlnet_d2.reporting.run_folder import COCO_RESULTS, CONFIG, RunFolder, iterations_done
+from nlnet_d2.reporting.run_folder import COCO_RESULTS, CONFIG, RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ def _last_metrics(run: RunFolder) -> Table:
     last = {}
     for row in run.metrics:
         last |= {
-            name: [name, value, iterations_done(row)]
+            name: [name, value, run.iterations_done(row)]
             for name, value in row.items()
             if name.removeprefix("ema/").partition("/")[0] in TASKS
         }

@@ -55,7 +55,7 @@ def test_text_of_the_page(page, coco_run):
     text, _ = read(page)
     for expected in (
         "Results on tiny_val", "Boxes: COCO's numbers", "AR 100", "Boxes: per class", "disc",
-        "Most frequent confusions", "Gallery", "best image", "missed", "nothing is there", "it is a",
+        "Most frequent confusions", "Gallery", "best image", "missed", "nothing is there", "but the truth is",
         "How much attention depends on the query", "res4.1.after_add.0",
         "Losses", "Learning rate", "seconds per iteration, median 0.200",
         "Metrics of the last evaluation", "bbox/AP 40.0",
@@ -132,7 +132,7 @@ def test_cards(coco_run):
         ("false", "image 2"),
     ]
     confused, nothing = cards[-2:]
-    assert "90%, but it is a" in confused.text
+    assert "90%, but the truth is" in confused.text
     assert "80%, but nothing is there: 5 x 4 at (0, 0)" in nothing.text
     assert all(card.truth.startswith("data:image/jpeg;base64,") for card in cards)
 

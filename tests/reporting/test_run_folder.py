@@ -19,6 +19,14 @@ def test_a_run(coco_run):
     assert [set(launch) & {"started", "ended"} for launch in run.launches] == [{"started"}, {"ended"}]
 
 
+def test_iterations_of_an_evaluation_between_lines_of_losses(coco_run, copy):
+    folder = copy(coco_run)
+    rows = [{"iteration": 19, "total_loss": 1.0}, {"iteration": 29, "bbox/AP": 5.0}]
+    rows += [{"iteration": 39, "total_loss": 1.0}, {"iteration": 40, "bbox/AP": 6.0}]
+    (folder / "metrics.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read_run(folder).series("bbox/AP") == ([30, 40], [5.0, 6.0])
+
+
 def test_a_resumed_run_counts_once(coco_run, copy):
     """What a killed run wrote after its last checkpoint is written again by the one that resumes it."""
     folder = copy(coco_run)
