@@ -81,6 +81,16 @@ def test_actions_of_people_on_file(files, tmp_path):
     assert table.box.tolist() == [[0, 0, 0.5, 1], [0, 0, 0.5, 1], [0.5, 0, 1, 1]]
 
 
+def test_boxes_on_file_need_no_detector(files, tmp_path):
+    config = tmp_path / "attached.yaml"
+    people = f"{{NAME: FrozenDetector, CONFIG_FILE: {TINY_OBJECTS}}}"
+    config.write_text(f"_BASE_: {TINY_ACTIONS}\nMODEL: {{PEOPLE: {people}}}\n")
+    command = ["--config-file", str(config), "--video", str(files / "film.mp4"), "--output", str(tmp_path)]
+    weights = ["MODEL.WEIGHTS", str(files / "actions.pth")]
+    assert main([*command, *weights]) == 3, "the detector's weights are nowhere"
+    assert main([*command, "--boxes", str(files / "boxes.csv"), *weights]) == 0
+
+
 def test_actions_of_people_whom_a_second_detector_finds(files, tmp_path):
     detector = ["--people-config", TINY_OBJECTS, "--people-weights", files / "objects.pth"]
     options = ["MODEL.PEOPLE.SCORE_THRESH", "0.0"]
