@@ -59,7 +59,7 @@ def test_bad_line_of_a_csv_is_named(nlnet, tiny_clips, tmp_path):
     code, out, err = nlnet(
         "check", broken, folder / "videos", "--label-map", folder / "labels.pbtxt", "--fps", "16"
     )
-    assert code == 3 and f"{broken}: line 4" in out and "1 problem(s)" in err
+    assert code == 3 and f"{broken}:4" in out and "1 problem(s)" in err
 
 
 @pytest.mark.parametrize(
