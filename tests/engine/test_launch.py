@@ -21,7 +21,7 @@ def processes(count, folder):
     return Namespace(num_gpus=count, num_machines=1, machine_rank=0, dist_url=f"file://{folder}/rendezvous")
 
 
-def train_three_steps(folder):
+def train_three_steps(folder, accumulate):
     """Each process takes its share of SAMPLES; every rank leaves a report."""
     torch.manual_seed(comm.get_rank())  # DDP must bring the initial weights into line
     if comm.get_world_size() == 1:
@@ -29,7 +29,8 @@ def train_three_steps(folder):
     model = distribute(Line())
     share = SAMPLES[comm.get_rank() :: comm.get_world_size()]
     broken = [{**d, "x": float("nan")} for d in share] if comm.get_rank() == 1 else share
-    step = TrainStep(model, [share] * 3 + [broken], torch.optim.SGD(model.parameters(), lr=0.1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    step = TrainStep(model, [share] * 3 + [broken], optimizer, accumulate=accumulate)
     report = {"stops": []}
     with EventStorage():
         for step.iter in range(3):
@@ -48,13 +49,15 @@ def train_three_steps(folder):
         raise SystemExit(7)
 
 
-def test_two_processes_equal_one(tmp_path):
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_processes_equal_one(tmp_path, accumulate):
+    """Also where each takes its batch in parts."""
     folders = [tmp_path / "1", tmp_path / "2"]
     for folder in folders:
         folder.mkdir()
-    launch(train_three_steps, processes(1, folders[0]), "cpu", str(folders[0]))
+    launch(train_three_steps, processes(1, folders[0]), "cpu", str(folders[0]), 1)
     with pytest.raises(SystemExit) as left:
-        launch(train_three_steps, processes(2, folders[1]), "cpu", str(folders[1]))
+        launch(train_three_steps, processes(2, folders[1]), "cpu", str(folders[1]), accumulate)
     assert left.value.code == 7, "the exit code of the children is that of the run"
     alone = json.loads((tmp_path / "1" / "rank0.json").read_text())
     first, second = (json.loads((tmp_path / "2" / f"rank{rank}.json").read_text()) for rank in (0, 1))
