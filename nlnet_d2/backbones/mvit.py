@@ -25,6 +25,7 @@ from nlnet_d2.layers.drop_path import linear_schedule
 from nlnet_d2.layers.layer_norm import TokenNorm
 from nlnet_d2.layers.mlp import Mlp, init_linear
 from nlnet_d2.layers.patch_embed import PatchEmbed
+from nlnet_d2.layers.products import Linear
 from nlnet_d2.layers.relative_position import decomposed_bias
 from nlnet_d2.layers.windows import window_partition, window_unpartition
 
@@ -112,8 +113,8 @@ class PoolingAttention(nn.Module):
         self.shape = shape
         dim = shape.attn_dim
         self.head_dim = dim // shape.heads
-        self.qkv = nn.Linear(shape.dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(shape.dim, 3 * dim)
+        self.proj = Linear(dim, dim)
         for name, stride in (("q", shape.stride_q), ("k", shape.stride_kv), ("v", shape.stride_kv)):
             pool = nn.Conv2d(
                 self.head_dim, self.head_dim, 3, stride, padding=1, groups=self.head_dim, bias=False
@@ -175,7 +176,7 @@ class MultiScaleBlock(nn.Module):
         self.attn = PoolingAttention(shape)
         self.norm2 = TokenNorm(shape.attn_dim)
         self.mlp = Mlp(shape.attn_dim, shape.out_dim)
-        self.proj = nn.Linear(shape.dim, shape.out_dim) if shape.dim != shape.out_dim else None
+        self.proj = Linear(shape.dim, shape.out_dim) if shape.dim != shape.out_dim else None
         self.drop_path = StochasticDepth(drop, "row")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

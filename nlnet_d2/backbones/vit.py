@@ -15,7 +15,6 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import Backbone
 from fvcore.nn.weight_init import c2_msra_fill
 from torch import nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
@@ -26,6 +25,7 @@ from nlnet_d2.layers.layer_norm import ChannelNorm, TokenNorm
 from nlnet_d2.layers.mlp import Mlp, init_linear
 from nlnet_d2.layers.patch_embed import PatchEmbed
 from nlnet_d2.layers.position_embedding import resize_positions
+from nlnet_d2.layers.products import Linear, linear
 from nlnet_d2.layers.relative_position import decomposed_bias
 from nlnet_d2.layers.windows import window_partition, window_unpartition
 
@@ -47,8 +47,8 @@ class Attention(nn.Module):
     def __init__(self, dim: int, num_heads: int, size: int | None = None):
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim)
+        self.proj = Linear(dim, dim)
         self.has_positions = size is not None
         if self.has_positions:
             self.rel_pos_h = nn.Parameter(torch.zeros(2 * size - 1, dim // num_heads))
@@ -72,10 +72,11 @@ class Attention(nn.Module):
 
     def _project(self, x: torch.Tensor, window: int) -> tuple:
         """What ``attend`` takes: q, k, v (N', heads, H' * W', C / heads) and positions; and (H', W')."""
-        qkv = F.linear(x, self.qkv.weight)
-        if window:
-            qkv = window_partition(qkv, window)
-        qkv += self.qkv.bias.to(qkv.dtype)  # after the partition: padding tokens have a bias too
+        if window:  # the bias comes after the partition: padding tokens have one too
+            qkv = window_partition(linear(x, self.qkv.weight), window)
+            qkv = qkv + self.qkv.bias.to(qkv.dtype)
+        else:
+            qkv = self.qkv(x)
         hw = qkv.shape[1:3]
         q, k, v = qkv.flatten(1, 2).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
         positions = decomposed_bias(q, self.rel_pos_h, self.rel_pos_w, hw, hw) if self.has_positions else ()

@@ -1,7 +1,7 @@
 """Non-local block: "Non-local Neural Networks", Wang et al. 2018, arXiv 1711.07971.
 
 Deliberately different from public code: the pairwise matrix f, (positions x positions), is never formed where
-the result does not need it. Softmax goes through scaled_dot_product_attention. The dot product is linear in
+the result does not need it. Softmax goes through ``layers/attention.py``. The dot product is linear in
 every one of its parts and is re-associated by shape (``choose_order``), which makes its cost linear in the
 number of positions.
 """
@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from nlnet_d2.blocks.base import BLOCKS, bottleneck_channels
+from nlnet_d2.layers.attention import attend
 from nlnet_d2.layers.attention_rows import flat_cells
 from nlnet_d2.layers.norm import get_norm
 
@@ -193,8 +194,8 @@ class NonLocal(nn.Module):
     ) -> torch.Tensor:
         """y = f / C(x) g: (N, P, C')."""
         if self.mode.endswith("gaussian"):
-            q, k, v = (t.unsqueeze(1) for t in (theta, phi, g))  # one head
-            return F.scaled_dot_product_attention(q, k, v, scale=self.scale).squeeze(1)
+            theta = theta * (self.scale * theta.shape[-1] ** 0.5)  # ``attend`` scales by C'^-1/2
+            return attend(*(t.unsqueeze(1) for t in (theta, phi, g))).squeeze(1)  # one head
         if self.mode == "dot_product" and order == "reassociated":
             return theta @ (phi.transpose(1, 2) @ (g / g.shape[1]))  # divided first: half precision
         return self._pairwise(theta, phi) @ g

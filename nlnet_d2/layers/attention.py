@@ -10,6 +10,8 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from nlnet_d2.layers.products import batched_product, is_recorded, prefers_onednn
+
 # Numbers of the map that ``blocks`` forms at once, a few MB: they should stay in the cache.
 BLOCK = 2**19
 # Maps of at most so many numbers are kept for the backward pass, larger ones formed again.
@@ -55,11 +57,11 @@ def augmented(q, k, v, rel_h=None, rel_w=None):
 
 
 def blocks(q, k, v, rel_h=None, rel_w=None):
-    """The formula for a few maps, or a few rows of queries of one map, at a time, in place, in the cache.
+    """The formula for a few maps, or a few queries of one map, at a time, in place, in the cache.
 
-    Without positions there is nothing to gain on the fused kernel.
+    Without positions the fused kernel is better, unless it multiplies with the slower library.
     """
-    if rel_h is None:
+    if rel_h is None and not prefers_onednn(q):
         return scaled_dot_product_attention(q, k, v)
     if torch.is_grad_enabled():
         return _Blocks.apply(q, k, v, rel_h, rel_w)
@@ -68,24 +70,32 @@ def blocks(q, k, v, rel_h=None, rel_w=None):
 
 def _blocks_forward(q, k, v, rel_h, rel_w, kept: list[torch.Tensor] | None = None) -> torch.Tensor:
     """The parts of the map are appended to ``kept``."""
-    rows = rel_h.shape[2:4]
-    out = q.new_empty(q.shape)
-    out_rows, q_rows = out.unflatten(2, rows), q.unflatten(2, rows)
-    for piece in _pieces(rel_h, k.shape[2]):
+    out = q.new_empty(*q.shape[:3], v.shape[3])
+    if q.shape[2] * k.shape[2] > BLOCK:  # several pieces read them
+        k, v = k.contiguous(), v.contiguous()
+    q_rows, out_rows = _in_rows(rel_h, q, out)
+    for piece in _pieces(q_rows.shape, k.shape[2]):
         part = _map_of(piece, q_rows, k, rel_h, rel_w)
-        out_rows[piece] = torch.bmm(part, v[piece[:2]].flatten(0, 1)).view_as(out_rows[piece])
+        v_part = v[piece[:2]].flatten(0, 1)
+        out_rows[piece] = batched_product(part, v_part.transpose(1, 2)).view_as(out_rows[piece])
         if kept is not None:
             kept.append(part)
     return out
 
 
-def _pieces(rel_h: torch.Tensor, keys: int) -> Iterator[tuple[slice, slice, slice]]:
-    """Maps, heads and rows of queries whose parts of the map have about ``BLOCK`` numbers each."""
-    count, num_heads, height, width, _ = rel_h.shape
+def _in_rows(rel_h: torch.Tensor | None, *tensors: torch.Tensor) -> list[torch.Tensor]:
+    """(N, heads, Lq, d) -> (N, heads, qh, qw, d); without positions every query is a row."""
+    rows = (-1, 1) if rel_h is None else rel_h.shape[2:4]
+    return [t.unflatten(2, rows) for t in tensors]
+
+
+def _pieces(shape: torch.Size, keys: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Maps, heads and rows of queries (N, heads, qh, qw, d) whose parts have about ``BLOCK`` numbers each."""
+    count, num_heads, height, width, _ = shape
     row = width * keys
-    heads = min(num_heads, max(1, BLOCK // row))
-    rows = min(height, max(1, BLOCK // (row * heads)))
-    maps = max(1, BLOCK // (row * num_heads * height))
+    rows = min(height, max(1, BLOCK // row))
+    heads = min(num_heads, max(1, BLOCK // (row * rows)))
+    maps = max(1, BLOCK // (row * height * num_heads))
     for n in range(0, count, maps):
         for head in range(0, num_heads, heads):
             for y in range(0, height, rows):
@@ -94,13 +104,12 @@ def _pieces(rel_h: torch.Tensor, keys: int) -> Iterator[tuple[slice, slice, slic
 
 def _map_of(piece, q_rows, k, rel_h, rel_w) -> torch.Tensor:
     """The softmax over the keys for a piece: (maps * heads, rows * qw, Lk)."""
-    bias = rel_h[piece].unsqueeze(-1) + rel_w[piece].unsqueeze(-2)  # (maps, heads, rows, qw, kh, kw)
-    logits = bias.flatten(4).flatten(2, 3).flatten(0, 1)
-    logits.baddbmm_(
-        q_rows[piece].flatten(2, 3).flatten(0, 1),
-        k[piece[:2]].flatten(0, 1).transpose(1, 2),
-        alpha=k.shape[-1] ** -0.5,
-    )
+    q_part = q_rows[piece].flatten(2, 3).flatten(0, 1) * k.shape[-1] ** -0.5
+    logits = batched_product(q_part, k[piece[:2]].flatten(0, 1))
+    if rel_h is not None:
+        grid = logits.view(*rel_h[piece].shape, rel_w.shape[-1])  # (maps, heads, rows, qw, kh, kw)
+        grid += rel_h[piece].unsqueeze(-1)
+        grid += rel_w[piece].unsqueeze(-2)
     return torch.softmax(logits, -1, out=logits)
 
 
@@ -119,22 +128,23 @@ class _Blocks(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, d_out):
         q, k, v, rel_h, rel_w, out, *kept = ctx.saved_tensors
-        q, out, d_out = (t.unflatten(2, rel_h.shape[2:4]) for t in (q, out, d_out))
-        scale = k.shape[-1] ** -0.5
-        d_q, d_rel_h, d_rel_w = (torch.empty_like(t) for t in (q, rel_h, rel_w))
-        d_k, d_v = torch.zeros_like(k), torch.zeros_like(v)
-        for i, piece in enumerate(_pieces(rel_h, k.shape[2])):
+        q, out, d_out = _in_rows(rel_h, q, out, d_out)
+        d_q, d_k, d_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        d_rel = [None if rel is None else torch.empty_like(rel) for rel in (rel_h, rel_w)]
+        for i, piece in enumerate(_pieces(q.shape, k.shape[2])):
             part = kept[i] if kept else _map_of(piece, q, k, rel_h, rel_w)
             q_part, out_part, d_out_part = (t[piece].flatten(2, 3).flatten(0, 1) for t in (q, out, d_out))
             k_part, v_part, d_k_part, d_v_part = (t[piece[:2]].flatten(0, 1) for t in (k, v, d_k, d_v))
-            d_v_part.baddbmm_(part.transpose(1, 2), d_out_part)
-            d_logits = torch.bmm(d_out_part, v_part.transpose(1, 2))
+            d_v_part += batched_product(part.transpose(1, 2), d_out_part.transpose(1, 2))
+            d_logits = batched_product(d_out_part, v_part)
             d_logits.sub_((d_out_part * out_part).sum(-1, keepdim=True)).mul_(part)
-            d_k_part.baddbmm_(d_logits.transpose(1, 2), q_part, alpha=scale)
-            d_q[piece] = torch.bmm(d_logits, k_part).mul_(scale).view_as(d_q[piece])
-            grid = d_logits.view(*rel_h[piece].shape, rel_w.shape[-1])  # (maps, heads, rows, qw, kh, kw)
-            d_rel_h[piece], d_rel_w[piece] = grid.sum(-1), grid.sum(-2)
-        return d_q.flatten(2, 3), d_k, d_v, d_rel_h, d_rel_w
+            if rel_h is not None:
+                grid = d_logits.view(*rel_h[piece].shape, rel_w.shape[-1])  # (maps, heads, rows, qw, kh, kw)
+                d_rel[0][piece], d_rel[1][piece] = grid.sum(-1), grid.sum(-2)
+            d_logits *= k.shape[-1] ** -0.5
+            d_k_part += batched_product(d_logits.transpose(1, 2), q_part.transpose(1, 2))
+            d_q[piece] = batched_product(d_logits, k_part.transpose(1, 2)).view_as(d_q[piece])
+        return d_q.flatten(2, 3), d_k, d_v, *d_rel
 
 
 IMPLEMENTATIONS = {f.__name__: f for f in (explicit, blocks, augmented)}
@@ -157,13 +167,13 @@ def use_attention(name: str) -> Iterator[None]:
 def choose_attention(q: torch.Tensor) -> str:
     """On a CPU ``blocks``, the fastest as measured (tools/benchmark.py blocks).
 
-    ``augmented`` where its loop would hurt: on GPUs and in compiled graphs; and in half precision, in which
+    ``augmented`` where its loop would hurt: on GPUs and in recorded graphs; and in half precision, in which
     the fused kernel sums in float32. ``explicit`` on the meta device, where the formula's cost is counted.
     """
     if _forced or q.is_meta:
         return _forced or "explicit"
     full_precision = q.dtype in (torch.float32, torch.float64)
-    return "blocks" if q.is_cpu and full_precision and not torch.compiler.is_compiling() else "augmented"
+    return "blocks" if q.is_cpu and full_precision and not is_recorded() else "augmented"
 
 
 def attend(

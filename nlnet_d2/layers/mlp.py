@@ -4,14 +4,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from nlnet_d2.layers.products import Linear
+
 
 class Mlp(nn.Module):
     """(..., dim) -> (..., out_dim): linear, GELU, linear; the hidden width is 4 * dim."""
 
     def __init__(self, dim: int, out_dim: int):
         super().__init__()
-        self.fc1 = nn.Linear(dim, 4 * dim)
-        self.fc2 = nn.Linear(4 * dim, out_dim)
+        self.fc1 = Linear(dim, 4 * dim)
+        self.fc2 = Linear(4 * dim, out_dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.fc2(F.gelu(self.fc1(x)))

@@ -64,6 +64,7 @@ def measure(case: Case, suite: str, device: torch.device, rounds: int) -> dict:
         WrongNumbers: the results differ by more than the tolerance.
     """
     pair = case.build(device)
+    gc.collect()  # what the case before left
     sides = [_prepared(call, pair.prepare) for call in pair[:2]]
     difference = None
     if case.tolerance is not None:
@@ -141,7 +142,6 @@ def timed(call: Callable, device: torch.device, prepare: Callable | None = None)
     """Seconds of one call; on a GPU between two events."""
     if prepare:
         prepare()
-    gc.collect()
     if device.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
@@ -161,7 +161,6 @@ def peak_bytes(call: Callable, device: torch.device, prepare: Callable | None = 
     """
     if prepare:
         prepare()
-    gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

@@ -1,0 +1,97 @@
+"""Matrix products in float32 on processors for which PyTorch's choice is not the best.
+
+PyTorch multiplies with MKL, which on AMD's processors does without AVX-512; oneDNN, which computes its
+convolutions, is twice as fast there. The operator that ``torch.compile`` puts in place of linear layers
+multiplies with oneDNN.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+_forced: bool | None = None
+
+
+@contextmanager
+def use_onednn(flag: bool) -> Iterator[None]:
+    """Multiply with oneDNN, or not, within the context, for tests and measurements."""
+    global _forced
+    before, _forced = _forced, flag
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+@cache
+def _is_faster() -> bool:
+    """Whether this processor is one of those."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.backends.mkldnn.is_available():
+        return False
+    about = Path("/proc/cpuinfo")
+    has_operator = hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return has_operator and about.exists() and "AuthenticAMD" in about.read_text()
+
+
+def is_recorded() -> bool:
+    """Whether a compiler or tracer is watching, whose graph is to hold for other sizes and processors."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def prefers_onednn(x: torch.Tensor) -> bool:
+    """Whether products of ``x`` go through oneDNN: float32 on such a CPU, outside of recorded graphs."""
+    if not x.is_cpu or x.dtype != torch.float32 or is_recorded():
+        return False
+    return not torch.is_autocast_enabled("cpu") and (_is_faster() if _forced is None else _forced)
+
+
+def product(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """a bT + bias by oneDNN, without gradients: (..., K), (N, K), (N,) -> (..., N)."""
+    return torch.ops.mkldnn._linear_pointwise(_plain(a), _plain(b), bias, "none", [], "")
+
+
+def _plain(matrix: torch.Tensor) -> torch.Tensor:
+    """Rows, or columns, one after the other in memory: for anything else oneDNN has a very slow kernel."""
+    transposed = matrix.ndim == 2 and matrix.t().is_contiguous()
+    return matrix if transposed else matrix.contiguous()
+
+
+def batched_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a bT for each of a batch, without gradients: (B, M, K), (B, N, K) -> (B, M, N)."""
+    if len(a) == 1 and prefers_onednn(a):
+        return product(a[0], b[0]).unsqueeze(0)
+    return torch.bmm(a, b.transpose(1, 2))
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.save_for_backward(x, weight)
+        return product(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_out):
+        x, weight = ctx.saved_tensors
+        rows, d_rows = x.flatten(0, -2), d_out.flatten(0, -2)
+        d_x = product(d_out, weight.t()) if ctx.needs_input_grad[0] else None
+        d_weight = product(d_rows.t(), rows.t()) if ctx.needs_input_grad[1] else None
+        return d_x, d_weight, d_rows.sum(0) if ctx.needs_input_grad[2] else None
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """``F.linear`` by the faster library: x (..., K), weight (N, K), bias (N,) -> (..., N)."""
+    return _Linear.apply(x, weight, bias) if prefers_onednn(x) else F.linear(x, weight, bias)
+
+
+class Linear(nn.Linear):
+    """``nn.Linear`` by the faster library."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return linear(x, self.weight, self.bias)

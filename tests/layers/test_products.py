@@ -1,0 +1,66 @@
+"""Products by oneDNN are those of PyTorch, gradients too, in whatever way the operands lie in memory."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from nlnet_d2.layers import products
+from nlnet_d2.layers.attention import attend
+from nlnet_d2.layers.products import Linear, batched_product, linear, prefers_onednn, product, use_onednn
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (2, 3, 5), (1, 2, 3, 5)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear(shape, bias):
+    layer, x = Linear(5, 4, bias=bias), torch.randn(shape, requires_grad=True)
+    results = []
+    for flag in (False, True):
+        with use_onednn(flag):
+            out = layer(x)
+        results.append((out, *torch.autograd.grad(out.square().sum(), [x, *layer.parameters()])))
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_against_differences(monkeypatch):
+    """In double precision, for which oneDNN has no kernel: what is checked are the formulas."""
+    monkeypatch.setattr(products, "product", lambda a, b, bias=None: F.linear(a, b, bias))
+    inputs = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((2, 3, 5), (4, 5), (4,))]
+    assert torch.autograd.gradcheck(products._Linear.apply, inputs)
+
+
+def test_operands_in_any_layout():
+    a, b = torch.randn(6, 3, 8).permute(1, 0, 2), torch.randn(8, 2, 7)[:, 0].t()
+    for left in (a, a[..., ::2].repeat_interleave(2, -1), a.transpose(0, 1)):
+        torch.testing.assert_close(product(left, b), left @ b.t(), rtol=1e-5, atol=1e-5)
+    with use_onednn(True):
+        for count in (1, 3):
+            got = batched_product(a[:count], a[:count].flip(1))
+            torch.testing.assert_close(got, a[:count] @ a[:count].flip(1).mT, rtol=1e-5, atol=1e-5)
+
+
+def test_attention_without_positions():
+    """The pieces of the map, multiplied by oneDNN, against the fused kernel."""
+    q, k, v = (torch.randn(2, 3, n, 8, requires_grad=True) for n in (40, 30, 30))
+    results = []
+    for flag in (False, True):
+        with use_onednn(flag):
+            out = attend(q, k, v)
+        results.append((out, *torch.autograd.grad(out.square().sum(), (q, k, v))))
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_where_it_does_not_apply():
+    x = torch.randn(2, 5)
+    with use_onednn(True):
+        assert prefers_onednn(x)
+        assert not any(map(prefers_onednn, (x.double(), x.bfloat16(), x.to("meta"))))
+        with torch.autocast("cpu"):
+            assert not prefers_onednn(x)
+            assert linear(x, torch.randn(3, 5)).dtype == torch.bfloat16
+        weight = torch.randn(3, 5)
+        compiled = torch.compile(lambda x: linear(x, weight), backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x), F.linear(x, weight))
+    with use_onednn(False):
+        assert not prefers_onednn(x)
