@@ -40,6 +40,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--case", default="", metavar="TEXT", help="only cases whose name contains this")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--rounds", type=int, default=5, metavar="N")
+    parser.add_argument(
+        "--busy", action="store_true", help="the machine does other work: one thread, its processor time"
+    )
     parser.add_argument("--quick", action="store_true", help="tiny sizes and one round: does everything run?")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write or update the rows")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write all rows as a page")
@@ -51,12 +54,14 @@ def run(args: argparse.Namespace) -> list[dict]:
     """Rows of the cases asked for, printed as they come."""
     rows, device = [], torch.device(args.device)
     torch.manual_seed(0)
+    if args.busy:
+        torch.set_num_threads(1)
     for suite in args.suites:
         for case in SUITES[suite](args.quick):
             if args.quick:
                 case = replace(case, goal=Goal())
             if args.case in case.name:
-                rows.append(measure(case, suite, device, 1 if args.quick else args.rounds))
+                rows.append(measure(case, suite, device, 1 if args.quick else args.rounds, args.busy))
                 print(f"{suite}: {' | '.join(report.cells(rows[-1]))}", flush=True)
     return rows
 

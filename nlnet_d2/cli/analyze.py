@@ -4,6 +4,7 @@
 %(prog)s --config-file C --input-size 800 1344 --json
 %(prog)s --all
 %(prog)s --table configs/README.md
+%(prog)s --config-file C --memory 8 16 24 80
 
 params            all parameters, exact
 backbone_params   those of the backbone without its feature pyramid
@@ -11,6 +12,7 @@ gflops            10^9 multiply-adds at input_size, counted by the rule that is 
 mega_activations  10^6 elements of the outputs of what is counted in gflops
 attention_map_mb  10^6 bytes of all attention maps in float32, if they were formed and kept
 modules           with --tree: parameters and FLOPs of every module down to DEPTH; exact with --json
+largest           with --memory: side of the image, or frames of the clip, on which one training step fits
 """
 
 import argparse
@@ -18,8 +20,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from detectron2.config import CfgNode
+
 from nlnet_d2.analysis import zoo
 from nlnet_d2.analysis.complexity import RULE, Complexity
+from nlnet_d2.analysis.memory import RULE as MEMORY_RULE
+from nlnet_d2.analysis.memory import step_memory
 from nlnet_d2.config.zoo import CONFIGS, config_files
 from nlnet_d2.engine.config import load_config
 from nlnet_d2.engine.errors import ConfigError, exit_code
@@ -43,6 +49,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
         "--tree", type=int, default=0, metavar="DEPTH", help="parameters and FLOPs per module"
+    )
+    parser.add_argument(
+        "--memory",
+        nargs="+",
+        type=float,
+        metavar="GB",
+        help="the largest input of a training step in so many 10^9 bytes",
     )
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config options: KEY VALUE ...")
     return parser.parse_args(argv)
@@ -78,16 +91,35 @@ def tree(modules: dict[str, dict[str, int]]) -> str:
     return "\n".join(lines)
 
 
+def read_config(args: argparse.Namespace) -> CfgNode:
+    """``--config-file`` with the options; raises ConfigError where it cannot be read."""
+    options = [*args.opts, "DATASETS.TRAIN", "()", "DATASETS.TEST", "()"]  # no data is needed
+    return load_config(
+        argparse.Namespace(config_file=args.config_file, opts=options, dataset=[], ava_dataset=[])
+    )
+
+
+def memory_report(args: argparse.Namespace) -> dict:
+    """The JSON object of ``--memory``."""
+    memory = step_memory(read_config(args))
+    clip = memory.size is not None
+    return {
+        "config": args.config_file,
+        "states_gb": memory.states / 1e9,
+        "kept_mb_per_" + ("frame" if clip else "megapixel"): memory.slope * (1 if clip else 1e6) / 1e6,
+        "largest": {f"{gb:g} GB": memory.largest(gb * 1e9) for gb in args.memory},
+        "unit": f"frames of {memory.size} px" if clip else "px of the side",
+        "rule": MEMORY_RULE,
+    }
+
+
 def analyze_config(args: argparse.Namespace) -> tuple[tuple[int, ...], Complexity]:
     """Input size and cost of ``--config-file``.
 
     Raises:
         ConfigError: the config cannot be read, the model not be built, or the size does not fit.
     """
-    options = [*args.opts, "DATASETS.TRAIN", "()", "DATASETS.TEST", "()"]  # no data is needed
-    cfg = load_config(
-        argparse.Namespace(config_file=args.config_file, opts=options, dataset=[], ava_dataset=[])
-    )
+    cfg = read_config(args)
     default = zoo.input_size(cfg)
     size = (3, *args.input_size) if args.input_size else default
     if len(size) != len(default) or min(size) < 1:
@@ -106,6 +138,11 @@ def run(args: argparse.Namespace) -> None:
         for path in config_files():
             cfg = zoo.read_config(path)
             print(json.dumps(report(str(path), zoo.input_size(cfg), zoo.analyze(cfg))), flush=True)
+        return
+    if args.memory and args.config_file:
+        result = memory_report(args)
+        lines = [f"{key}: {value}" for key, value in result.items()]
+        print(json.dumps(result) if args.json else "\n".join(lines))
         return
     size, cost = analyze_config(args)
     result = report(args.config_file, size, cost, args.tree)

@@ -9,14 +9,15 @@ from pathlib import Path
 import torch
 from tabulate import tabulate
 
-KEY = ("suite", "case", "alternative", "device")
+KEY = ("suite", "case", "alternative", "device", "busy")
 COLUMNS = ("case", "alternative", "time", "spread", "memory", "difference", "ours", "goal")
 EXPLANATION = """\
 `time`: the alternative's median time over ours, higher is better; `spread`: lowest and highest of the rounds.
 `memory`: our peak over the alternative's, lower is better: on a CPU the rise of the process's resident memory
 during one call (VmHWM, reset before it), on a GPU that of the allocator. `difference`: largest absolute
-difference of the results, gradients included. `ours`: our median time and peak. `goal`: time, memory; a
-missed one is in bold. A row whose numbers did not agree would have been refused.
+difference of the results, gradients included; a row whose numbers did not agree would have been refused.
+`ours`: our median time and peak. `goal`: time on two cores, memory; a missed one is in bold. `--busy`: the
+machine did other work too, so times are those of the processor, on one thread.
 """
 
 
@@ -67,9 +68,9 @@ def markdown(rows: list[dict]) -> str:
     parts = [f"# {machine()}\n", EXPLANATION]
     by_suite = defaultdict(list)
     for row in rows:
-        by_suite[row["suite"], row["device"]].append(row)
-    for (suite, device), its in by_suite.items():
-        flag = "" if device == "cpu" else f" --device {device}"
+        by_suite[row["suite"], row["device"], row["busy"]].append(row)
+    for (suite, device, busy), its in by_suite.items():
+        flag = ("" if device == "cpu" else f" --device {device}") + (" --busy" if busy else "")
         rounds = ", ".join(sorted({str(row["rounds"]) for row in its}))
         parts.append(
             f"## {suite}\n\n`python tools/benchmark.py {suite}{flag}`, {rounds} alternating rounds\n"
