@@ -206,10 +206,10 @@ def _opened(path: str) -> Iterator[tuple]:
     if av is None:
         raise DataError(f"{path}: videos are read by PyAV, which is not installed: pip install av")
     try:
-        with av.open(path) as container:
-            if not container.streams.video:
-                raise DataError(f"{path}: there is no picture in this file")
-            stream = container.streams.video[0]
+        with av.open(path, metadata_errors="replace") as container:
+            stream = next(iter(container.streams.video), None)
+            if stream is None or stream.codec_context is None:
+                raise DataError(f"{path}: there is no picture in this file, or none that FFmpeg can decode")
             stream.codec_context.thread_count = 1  # loader processes share the cores already
             # Otherwise FFmpeg paints over what is damaged, and nobody learns of it.
             stream.codec_context.options = {"err_detect": "explode"}

@@ -1,10 +1,14 @@
 """The exponential moving average of the weights, which often detects better than the weights themselves."""
 
+import logging
+
 from detectron2.engine import HookBase
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from nlnet_d2.checkpoint.checkpointer import TrainingCheckpointer
+from nlnet_d2.checkpoint.checkpointer import CheckpointError, TrainingCheckpointer
+
+logger = logging.getLogger(__name__)
 
 
 class AverageWeights(HookBase):
@@ -46,7 +50,13 @@ class AverageWeights(HookBase):
         self._average.update_parameters(self._source)
         done = self.trainer.iter + 1
         if done % self._period == 0 or done >= self.trainer.max_iter:
+            self._write()
+
+    def _write(self) -> None:
+        try:
             self._checkpointer.save("model_ema", iteration=self.trainer.iter)
+        except CheckpointError as error:
+            logger.error("%s. Skipped: training goes on, the average is in every checkpoint", error)
 
     def state_dict(self) -> dict:
         return self._average.state_dict()

@@ -67,10 +67,9 @@ class StopOnSignal(HookBase):
         if self._received is None or not self._step_is_complete:
             return
         if self.trainer.iter < self.trainer.max_iter:
-            self.trainer.checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)
+            self.trainer.save_progress()
             if self.trainer.step.stop:
                 comm.synchronize()  # a launcher kills the others as soon as one process leaves
-            logger.info("Saved after iteration %d; continue with --resume", self.trainer.iter)
         else:
             self._leave()  # trained to the end and saved: only the final evaluation is left out
 

@@ -6,6 +6,8 @@ is mapped under its own seed, so that the number of workers changes nothing.
 """
 
 import signal
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
@@ -29,6 +31,7 @@ from nlnet_d2.blocks.base import nearest
 from nlnet_d2.data.augmentation import build_mapper
 from nlnet_d2.data.clip_mapper import ClipMapper, clip_records
 from nlnet_d2.data.datasets.ava import is_ava
+from nlnet_d2.data.errors import DataError
 from nlnet_d2.engine.errors import STOP_SIGNALS, ConfigError
 from nlnet_d2.engine.seeding import seeded
 
@@ -49,16 +52,36 @@ def plan_batches(
             bucket.clear()
 
 
-class SeededSamples(Dataset):
-    """Maps (position, index) to the sample ``index``, drawn with the random numbers of ``position``."""
+class ReadError(DataError):
+    """A training sample that cannot be read, or that its process died of."""
 
-    def __init__(self, dataset: Dataset, *counters: int):
-        self.dataset, self.counters = dataset, counters
+
+def sample_name(record: dict) -> str:
+    """What a dataset dict is about: its file, or the second of its video."""
+    if "video_id" in record:
+        return f"video {record['video_id']}, second {record.get('second')}"
+    return str(record.get("file_name", record.get("image_id")))
+
+
+class SeededSamples(Dataset):
+    """Maps (position, index) to the sample ``index``, drawn with the random numbers of ``position``.
+
+    Raises:
+        ReadError: names the record.
+    """
+
+    def __init__(self, records: Dataset, mapper: Callable[[dict], dict], *counters: int):
+        self.records, self.counters = records, counters
+        self.dataset = MapDataset(records, mapper)
 
     def __getitem__(self, item: tuple[int, int]) -> dict:
         position, index = item
-        with seeded(*self.counters, position):
-            return self.dataset[index]
+        try:
+            with seeded(*self.counters, position):
+                return self.dataset[index]
+        except (OSError, ValueError) as error:
+            name = sample_name(self.records[index])
+            raise ReadError(f"training sample {index}, {name}, cannot be read: {error}") from error
 
 
 def _outlive_signals(worker: int) -> None:
@@ -92,7 +115,7 @@ class TrainLoader:
         num_workers: int = 0,
         group_by_aspect: bool = True,
     ):
-        self.dataset = MapDataset(DatasetFromList(dicts, copy=False), mapper)
+        self.records, self.mapper = DatasetFromList(dicts, copy=False), mapper
         self.is_wide = [group_by_aspect and d["width"] > d["height"] for d in dicts]
         self.make_sampler = make_sampler
         self.batch_size = batch_size
@@ -103,14 +126,43 @@ class TrainLoader:
         # A generator: nothing is read before the first batch is taken, so that seed and start can come
         # from a checkpoint (detectron2 0.6 calls iter() in the constructor of its trainer).
         plan = plan_batches(self.make_sampler(self.seed), self.is_wide, self.batch_size)
-        yield from DataLoader(
-            SeededSamples(self.dataset, self.seed, SAMPLE, comm.get_rank()),
-            batch_sampler=islice(plan, self.start_iter, None),
+        handed_out: deque[list[tuple[int, int]]] = deque()
+        loader = DataLoader(
+            SeededSamples(self.records, self.mapper, self.seed, SAMPLE, comm.get_rank()),
+            batch_sampler=_noted(islice(plan, self.start_iter, None), handed_out),
             num_workers=self.num_workers,
             collate_fn=trivial_batch_collator,
             worker_init_fn=_outlive_signals,
             generator=torch.Generator(),  # its own: drawing from the global one would shift the training
         )
+        try:
+            for batch in _without_sigchld(loader):
+                handed_out.popleft()
+                yield batch
+        except RuntimeError as error:
+            if "exited unexpectedly" not in str(error):  # torch has no class for it
+                raise
+            waiting = sorted({index for batch in handed_out for _, index in batch})
+            names = "\n  ".join(f"{index}, {sample_name(self.records[index])}" for index in waiting)
+            raise ReadError(
+                "a process that loads data was killed, as systems do where memory is short (then lower "
+                f"DATALOADER.NUM_WORKERS). It was to read one of these samples:\n  {names}"
+            ) from error
+
+
+def _noted(batches: Iterable, notes: deque) -> Iterator:
+    for batch in batches:
+        notes.append(batch)
+        yield batch
+
+
+def _without_sigchld(loader: DataLoader) -> Iterator[list[dict]]:
+    """``iter(loader)``, which learns that a worker died when it waits for it, and not amid an iteration."""
+    before = signal.getsignal(signal.SIGCHLD)
+    batches = iter(loader)
+    if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+    return batches
 
 
 def _sampler_maker(cfg, dicts: list[dict], are_clips: bool) -> Callable[[int], Sampler]:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nlnet_d2.engine.errors import Diverged
-from nlnet_d2.engine.loader import TrainLoader
+from nlnet_d2.engine.loader import TrainLoader, sample_name
 
 
 class TrainStep(SimpleTrainer):
@@ -120,8 +120,4 @@ class TrainStep(SimpleTrainer):
 
 
 def _file_names(batch: list[dict]) -> list[str]:
-    return [
-        str(record.get("file_name", record.get("image_id", "")))
-        or f"video {record.get('video_id')}, second {record.get('second')}"
-        for record in batch
-    ]
+    return [sample_name(record) for record in batch]

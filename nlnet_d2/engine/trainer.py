@@ -16,7 +16,7 @@ from nlnet_d2.engine.averaging import AverageWeights
 from nlnet_d2.engine.errors import ConfigError
 from nlnet_d2.engine.hooks import KeepBest, KeepLast, SeedIterations, StopOnSignal
 from nlnet_d2.engine.launch import distribute
-from nlnet_d2.engine.loader import TrainLoader, build_test_loader, build_train_loader
+from nlnet_d2.engine.loader import ReadError, TrainLoader, build_test_loader, build_train_loader
 from nlnet_d2.engine.precise_bn import RestartPreciseBN
 from nlnet_d2.engine.precision import training_precision
 from nlnet_d2.engine.progress import ProgressBar
@@ -108,14 +108,29 @@ class Trainer(DefaultTrainer):
             self.checkpointer.set_aside()
 
     def train(self) -> dict | None:
-        """Train to the end; returns the metrics of the last evaluation."""
+        """Train to the end; returns the metrics of the last evaluation.
+
+        Raises:
+            ReadError: a sample cannot be read; what was trained is saved.
+            Diverged: a loss is not finite.
+        """
         if isinstance(self.data_loader, TrainLoader):
             self.data_loader.seed, self.data_loader.start_iter = self.seed, self.start_iter
         try:
             super().train()
+        except ReadError:
+            if self.iter > self.start_iter:
+                self.iter -= 1  # the last that is complete
+                self.save_progress()
+            raise
         finally:
             self.step.close()
         return getattr(self, "_last_eval_results", None)
+
+    def save_progress(self) -> None:
+        """A checkpoint after iteration ``self.iter``, out of turn."""
+        self.checkpointer.save(f"model_{self.iter:07d}", iteration=self.iter)
+        logger.info("Saved after iteration %d; continue with --resume", self.iter)
 
     def state_dict(self) -> dict:
         return {**super().state_dict(), "_trainer": self.step.state_dict(), "seed": self.seed}

@@ -140,8 +140,9 @@ def test_old_checkpoints_are_removed_also_those_of_before_a_resume(tiny_data, tm
 def test_a_disk_that_is_full_for_a_while_does_not_end_the_training(tiny_data, tmp_path, disk_full, capsys):
     options = (*QUIET[:4], "SOLVER.CHECKPOINT_PERIOD", "1", "SOLVER.CHECKPOINTS_TO_KEEP", "2")
     disk_full(1, 2, 4)
-    assert main(arguments(tiny_data, tmp_path, *options)) == 0
-    assert files_of(tmp_path) == ["model_0000003.pth", "model_0000005.pth", "model_final.pth"]
+    assert main(arguments(tiny_data, tmp_path, *options, "SOLVER.EMA.ENABLED", "True")) == 0
+    kept = ["model_0000003.pth", "model_0000005.pth", "model_ema.pth", "model_final.pth"]
+    assert files_of(tmp_path) == kept
     output = capsys.readouterr().out
     for text in ("model_0000002.pth cannot be written", "No space left", "training goes on, 2 of 2 times"):
         assert text in output

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from detectron2.data.samplers import TrainingSampler
 
-from nlnet_d2.engine.loader import TrainLoader, plan_batches
+from nlnet_d2.engine.loader import ReadError, TrainLoader, plan_batches
 
 WIDE = [i % 3 == 0 for i in range(10)]
 RECORDS = [{"id": i, "width": 2 if wide else 1, "height": 1} for i, wide in enumerate(WIDE)]
@@ -69,3 +69,18 @@ def test_closing_the_stream_ends_its_processes():
     assert len(multiprocessing.active_children()) == 2
     stream.close()
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_sample_that_cannot_be_read_is_named(workers):
+    def mapper(record):
+        if record["file_name"] == "3.jpg":
+            raise OSError("image file is truncated")
+        return record
+
+    dicts = [{"file_name": f"{i}.jpg", "width": 2, "height": 1} for i in range(6)]
+    loader = TrainLoader(dicts, mapper, lambda seed: range(6), batch_size=2, num_workers=workers)
+    stream = iter(loader)
+    next(stream)
+    with pytest.raises(ReadError, match="sample 3, 3.jpg, cannot be read: image file is truncated"):
+        next(stream)

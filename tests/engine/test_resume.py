@@ -1,5 +1,8 @@
 """A run that is killed and resumed gives, bit for bit, the weights of one that is not."""
 
+import os
+import re
+import signal
 import subprocess
 import sys
 
@@ -7,6 +10,7 @@ import pytest
 import torch
 from tiny_run import TORCHRUN, arguments, environment, train_net
 
+from nlnet_d2.engine.loader import ReadError, SeededSamples
 from nlnet_d2.engine.run import main
 from nlnet_d2.engine.step import TrainStep
 
@@ -129,6 +133,37 @@ def test_average_parts_and_precision_resume_exactly(tiny_data, tmp_path, monkeyp
     for name, value in averages[0].items():
         assert torch.equal(value, averages[1][name])
         assert torch.equal(value, final[f"/trainer/hooks/AverageWeights/module.{name}"])
+
+
+@pytest.mark.parametrize("how", ["killed", "unreadable"])
+def test_a_failing_loader_process_costs_no_iteration(
+    tiny_data, tmp_path, uninterrupted, monkeypatch, capsys, how
+):
+    """It reads ahead; what the samples before it gave is trained and saved."""
+    stock = SeededSamples.__getitem__
+
+    def read(self, item):
+        if item[0] == 9 and how == "killed":  # in the fifth or sixth batch of two
+            os.kill(os.getpid(), signal.SIGKILL)
+        if item[0] == 9:
+            raise ReadError("training sample 3, 003.png, cannot be read: it is truncated")
+        return stock(self, item)
+
+    options = (*OPTIONS, "SOLVER.CHECKPOINT_PERIOD", "100", "DATALOADER.NUM_WORKERS", "1")
+    with monkeypatch.context() as patch:
+        patch.setattr(SeededSamples, "__getitem__", read)
+        assert main(arguments(tiny_data, tmp_path, *options)) == 3
+    message = capsys.readouterr().err
+    if how == "unreadable":
+        assert "003.png, cannot be read" in message
+    else:
+        assert "error: a process that loads data was killed" in message
+        assert re.search(r"one of these samples:\n  \d+, .*/train/\d{3}\.png\n", message)
+    iteration = int((tmp_path / "last_checkpoint").read_text()[6:13])
+    assert 2 <= iteration <= 5
+    assert main(arguments(tiny_data, tmp_path, *options, flags=("--resume",))) == 0
+    assert f"at iteration {iteration + 1} of 7" in capsys.readouterr().out
+    assert_same_state(tmp_path, uninterrupted)
 
 
 def test_a_seed_drawn_at_random_survives(tiny_data, tmp_path, monkeypatch):
