@@ -12,7 +12,8 @@ from torch import nn
 RULE = (
     "Measured: what autograd keeps for the backward pass, in float32, of one image or clip with one object, "
     "on the CPU at two small sizes; it grows linearly with the pixels or frames. Computed: weights, "
-    "gradients, the optimizer's state. Not counted: temporaries and what allocators and CUDA take; leave 1 to 2 GB."
+    "gradients, the optimizer's state. Not counted: temporaries and what allocators and CUDA take; leave 1 "
+    "to 2 GB for them."
 )
 SIDES = (256, 384)  # of the images that are measured, in pixels
 STEP = 32  # image sides are multiples of it
