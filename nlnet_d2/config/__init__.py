@@ -151,3 +151,8 @@ def _add_run(cfg: CN) -> None:
     cfg.SOLVER.CHECKPOINTS_TO_KEEP = 0  # the last so many (and the best); 0: all
     # By which model_best.pth is chosen, with EVAL_PERIOD > 0; of several test sets: "coco_2017_val/bbox/AP".
     cfg.TEST.BEST_METRIC = "bbox/AP"
+    # The training ends after so many evaluations in a row that are not better than the best; 0: never.
+    cfg.TEST.PATIENCE = 0
+    # Weights & Biases, with `pip install wandb`: the name of a project; "": off.
+    cfg.WANDB = CN()
+    cfg.WANDB.PROJECT = ""

@@ -13,6 +13,7 @@ from detectron2.utils import comm
 from nlnet_d2.checkpoint import load_weights
 from nlnet_d2.checkpoint.checkpointer import CheckpointError, TrainingCheckpointer
 from nlnet_d2.engine.averaging import AverageWeights
+from nlnet_d2.engine.early_stopping import StopEarly, StoppedEarly
 from nlnet_d2.engine.errors import ConfigError
 from nlnet_d2.engine.hooks import KeepBest, KeepLast, SeedIterations, StopOnSignal
 from nlnet_d2.engine.launch import distribute
@@ -21,6 +22,7 @@ from nlnet_d2.engine.precise_bn import RestartPreciseBN
 from nlnet_d2.engine.precision import training_precision
 from nlnet_d2.engine.progress import ProgressBar
 from nlnet_d2.engine.step import TrainStep
+from nlnet_d2.engine.wandb_writer import WandbWriter
 from nlnet_d2.engine.weights import load_attached
 from nlnet_d2.evaluation.ava import AvaEvaluator
 from nlnet_d2.evaluation.coco import FastCOCOEvaluator
@@ -118,6 +120,9 @@ class Trainer(DefaultTrainer):
             self.data_loader.seed, self.data_loader.start_iter = self.seed, self.start_iter
         try:
             super().train()
+        except StoppedEarly as reason:
+            logger.info("%s (TEST.PATIENCE): the best is model_best.pth", reason)
+            self.save_progress()
         except ReadError:
             if self.iter > self.start_iter:
                 self.iter -= 1  # the last that is complete
@@ -156,11 +161,11 @@ class Trainer(DefaultTrainer):
             i = next(i for i, hook in enumerate(found) if isinstance(hook, hooks.PeriodicCheckpointer))
             solver = self.cfg.SOLVER
             found[i] = KeepLast(self.checkpointer, solver.CHECKPOINT_PERIOD, solver.CHECKPOINTS_TO_KEEP)
-            if self.cfg.TEST.EVAL_PERIOD > 0 and self.cfg.DATASETS.TEST:
-                found.insert(at + 3, self._build_best())
-            if sys.stderr.isatty():
-                bar = ProgressBar(self.max_iter, self.cfg.SOLVER.IMS_PER_BATCH)
-                found.append(hooks.PeriodicWriter([bar], period=1))
+        if self.cfg.TEST.EVAL_PERIOD > 0 and self.cfg.DATASETS.TEST:
+            found[at + 3 : at + 3] = self._build_best()
+        if comm.is_main_process() and sys.stderr.isatty():
+            bar = ProgressBar(self.max_iter, self.cfg.SOLVER.IMS_PER_BATCH)
+            found.append(hooks.PeriodicWriter([bar], period=1))
         first = [SeedIterations(), *map(RestartPreciseBN, precise)]
         return [*first, *([self.average] if self.average else []), *found]
 
@@ -184,7 +189,16 @@ class Trainer(DefaultTrainer):
         except ValueError as error:
             raise ConfigError(f"SOLVER.EMA.DECAY: {error}") from error
 
-    def _build_best(self) -> KeepBest:
+    def build_writers(self) -> list:
+        return [*super().build_writers(), *([WandbWriter(self.cfg)] if self.cfg.WANDB.PROJECT else [])]
+
+    def _build_best(self) -> list:
+        """What keeps the best model, in the main process, and what ends a training without a better one."""
+        test, best = self.cfg.TEST, self._build_keep_best() if comm.is_main_process() else None
+        found = [best] if best else []
+        return [*found, StopEarly(best, test.EVAL_PERIOD, test.PATIENCE)] if test.PATIENCE else found
+
+    def _build_keep_best(self) -> KeepBest:
         metric = self.cfg.TEST.BEST_METRIC
         averaged = self.average and metric.startswith(f"{EMA}/")
         model = self.average.model if averaged else self.checkpointer.model
