@@ -36,6 +36,21 @@ def test_import_alone_fills_the_registries():
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+def test_without_detectron2_the_import_says_how_to_get_it(tmp_path):
+    script = "import sys\nsys.modules['detectron2'] = None\nimport nlnet_d2\n"
+    blocked = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert blocked.returncode == 1
+    *_, how, compiled = blocked.stderr.strip().splitlines()
+    assert "ImportError: nlnet_d2 extends detectron2, which is not installed" in blocked.stderr
+    python, installer = how.split()
+    assert (
+        python == sys.executable
+        and Path(installer).name == "install_detectron2.py"
+        and Path(installer).exists()
+    )
+    assert "pip install --no-build-isolation git+https://github.com/facebookresearch/detectron2" in compiled
+
+
 def test_defaults_are_those_of_detectron2():
     """add_nlnet_config only adds keys."""
     stock, ours = get_cfg(), get_cfg()
