@@ -10,6 +10,8 @@ from tiny_run import CONFIG
 from nlnet_d2.engine.config import argument_parser, load_config
 
 NO_DATA = ("DATASETS.TRAIN", "[]", "DATASETS.TEST", "[]", "MODEL.DEVICE", "cpu")
+KEYPOINTS = ("MODEL.MASK_ON", "False", "MODEL.KEYPOINT_ON", "True")
+KEYPOINTS += ("MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", "[16, 16]")
 KINDS = {
     "mask": (),
     "cascade": (
@@ -18,9 +20,9 @@ KINDS = {
         "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG",
         "True",
     ),
-    "keypoint": ("MODEL.MASK_ON", "False", "MODEL.KEYPOINT_ON", "True"),
+    "keypoint": KEYPOINTS,
     "context keypoint": (
-        *("MODEL.MASK_ON", "False", "MODEL.KEYPOINT_ON", "True"),
+        *KEYPOINTS,
         *("MODEL.ROI_KEYPOINT_HEAD.NAME", "ContextKeypointHead"),
         *("MODEL.ROI_KEYPOINT_HEAD.BLOCKS", "[{'NAME': 'NonLocal', 'AT': {'convs': [1]}}]"),
     ),
