@@ -1,5 +1,6 @@
 """What is written: names of files, pictures, videos with their times, COCO results, AVA detections."""
 
+import gc
 import json
 
 import av
@@ -8,6 +9,8 @@ import pytest
 import torch
 from detectron2.data import Metadata
 from detectron2.structures import Boxes, Instances
+from matplotlib.backends.backend_agg import RendererAgg
+from matplotlib.image import AxesImage
 from PIL import Image
 from pycocotools import mask as rle
 from small_videos import write_video
@@ -93,6 +96,19 @@ def test_likely_actions_are_named():
     none, one, two = label_rows([0.1, 0.4]), label_rows([0.1, 0.9]), label_rows([0.6, 0.9])
     assert none == 0 < one < two
     assert (ActionOverlay(people(), ["sit", "run"], 0.5).over(grey()) == 90).all()
+
+
+def test_pixels_are_freed_without_the_garbage_collector():
+    """Canvases and pictures of matplotlib."""
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(2):
+            draw_objects(grey(), objects([0.9]), COCO, 0.5)
+            ActionOverlay(people([0.9, 0.6]), ["sit", "run"], 0.5)
+        assert not [x for x in gc.get_objects() if type(x) in (RendererAgg, AxesImage)]
+    finally:
+        gc.enable()
 
 
 def test_videos_keep_their_times(tmp_path):
