@@ -46,6 +46,7 @@ setup(
         "opencv": ["opencv-python-headless>=4.8.0.76"],
         "export": EXPORT,
         "wandb": ["wandb>=0.16"],
+        "bench": [*VIDEO, "opencv-python-headless>=4.8.0.76", "timm>=1.0", "pytorchvideo>=0.1.5"],
         "dev": DEV,
     },
 )

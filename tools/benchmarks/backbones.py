@@ -1,5 +1,6 @@
 """Suites ``vit``, ``mvit`` and ``slowfast``: whole backbones."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -9,13 +10,18 @@ from benchmarks import literal
 from benchmarks.blocks import BOTH, FORWARD, LITERAL, compare, randomize
 from benchmarks.measure import Case, Goal, Pair
 from nlnet_d2.backbones.mvit import MViT
-from nlnet_d2.backbones.video.slowfast import SlowFast
+from nlnet_d2.backbones.video.slowfast import SlowFast, slow_frames
 from nlnet_d2.backbones.vit import ViT
 
 try:
     from detectron2.modeling.backbone.vit import ViT as UpstreamViT  # in upstream's main only
 except ImportError:
     UpstreamViT = None
+
+try:
+    from pytorchvideo.models.slowfast import create_slowfast
+except ImportError:
+    create_slowfast = None
 
 TINY_VIT = {"img_size": 64, "embed_dim": 48, "depth": 3, "num_heads": 2, "window_size": 3}
 TINY_VIT["global_block_indexes"] = (2,)
@@ -88,28 +94,48 @@ def build_mvit(options: dict, side: int, passes: str, device) -> Pair:
 
 
 def slowfast(quick: bool) -> list[Case]:
-    """The alternative is PySlowFast's form: the network as it was trained, convolution by convolution."""
+    """The network as it was trained, convolution by convolution, is PySlowFast's form."""
     lengths, side = ((8,), 32) if quick else ((8, 16, 32), 224)
-    goals = {(32, False): Goal(1.3, 1.2), (32, True): Goal(1.7, 0.9)}
-    settings = [(length, False) for length in lengths] + ([] if quick else [(32, True)])
+    goals = {("eager", 32): Goal(1.3, 1.2), ("compiled", 32): Goal(1.7, 0.9)}
+    settings = [("eager", length, "network as trained") for length in lengths]
+    if not quick:
+        settings.append(("compiled", 32, "network as trained"))
+    if create_slowfast:
+        settings.append(("eager", lengths[-1], "pytorchvideo"))
     return [
         Case(
-            name=f"SlowFast R50 8x8, inference {'compiled' if compiled else 'eager'}, {length} frames",
-            alternative="network as trained",
-            build=partial(build_slowfast, TINY_SLOWFAST if quick else {}, length, side, compiled),
+            name=f"SlowFast R50 8x8, inference {form}, {length} frames",
+            alternative=alternative,
+            build=partial(build_slowfast, form, (length, side, side), alternative, quick),
             work=length,
             unit="frames",
-            goal=goals.get((length, compiled), Goal()),
+            goal=goals.get((form, length), Goal()),
         )
-        for length, compiled in settings
+        for form, length, alternative in settings
     ]
 
 
-def build_slowfast(options: dict, length: int, side: int, compiled: bool, device) -> Pair:
-    net = randomize(SlowFast(**options)).eval().to(device)
+def build_slowfast(form: str, size: tuple[int, int, int], alternative: str, quick: bool, device) -> Pair:
+    clip = torch.randn(1, 3, *size, device=device)
+    if alternative == "pytorchvideo":
+        net, other = pytorchvideo_slowfast(device)
+    else:
+        net = other = randomize(SlowFast(**(TINY_SLOWFAST if quick else {}))).eval().to(device)
     ours = nlnet_d2.optimize_for_inference(net)
-    if compiled:
-        with torch.no_grad():
-            ours = torch.compile(ours, options={"freezing": True})
-    clip = torch.randn(1, 3, length, side, side, device=device)
-    return compare(ours, net, FORWARD, clip)
+    if form == "compiled":
+        ours = torch.compile(ours, options={"freezing": True})
+    return compare(ours, other, FORWARD, clip)
+
+
+def pytorchvideo_slowfast(device) -> tuple[SlowFast, Callable]:
+    """Ours with the weights of theirs, and theirs without its head."""
+    theirs, net = randomize(create_slowfast()).eval().to(device), SlowFast().eval().to(device)
+    nlnet_d2.load_weights(net, theirs.state_dict())
+
+    def run(clip: torch.Tensor) -> list[torch.Tensor]:
+        pathways = [clip[:, :, slow_frames(clip.shape[2], net.alpha)], clip]
+        for stage in theirs.blocks[:5]:
+            pathways = stage(pathways)
+        return pathways
+
+    return net, run

@@ -13,6 +13,11 @@ from nlnet_d2.blocks.nonlocal_ import NonLocal
 from nlnet_d2.layers.attention import attend
 from nlnet_d2.layers.relative_position import decomposed_bias
 
+try:
+    from timm.layers import GlobalContext as TimmGlobalContext
+except ImportError:
+    TimmGlobalContext = None
+
 LITERAL = "literal form"
 FORWARD, BOTH = "forward", "forward+backward"
 
@@ -82,40 +87,51 @@ def build_non_local(channels: int, mode: str, hw: tuple[int, int], passes: str, 
 
 
 def global_context(quick: bool) -> list[Case]:
-    sizes = {(32, 6, 8): Goal()} if quick else {(256, 200, 336): Goal(5, 0.02), (1024, 50, 84): Goal()}
     rows = []
-    for shape, goal in sizes.items():
+    for shape in ((32, 6, 8),) if quick else ((256, 200, 336), (1024, 50, 84)):
         size = "x".join(map(str, shape))
-        work = {"work": shape[1] * shape[2], "unit": "positions"}
-        inplace = f"global context, inference in place, {size}"
+        inplace, both = f"global context, inference in place, {size}", f"global context, {BOTH}, {size}"
+        large = shape == (256, 200, 336)
+        build, work = partial(build_global_context, shape), {"work": shape[1] * shape[2], "unit": "positions"}
         rows += [
-            Case(inplace, LITERAL, partial(build_global_context, shape, FORWARD), goal=goal, **work),
-            Case(
-                f"global context, {BOTH}, {size}", LITERAL, partial(build_global_context, shape, BOTH), **work
-            ),
-        ]
-        rows.append(
+            Case(inplace, LITERAL, partial(build, FORWARD), goal=Goal(5, 0.02) if large else Goal(), **work),
+            Case(both, LITERAL, partial(build, BOTH), **work),
             Case(
                 inplace,
                 "the bottleneck around it",
                 partial(build_beside_host, shape),
                 tolerance=None,
-                goal=Goal(20) if shape[0] == 256 else Goal(),
+                goal=Goal(20) if large else Goal(),
                 **work,
-            )
-        )
+            ),
+        ]
+        if TimmGlobalContext:
+            rows.append(Case(inplace, "timm", partial(build_beside_timm, shape), **work))
     return rows
 
 
 def build_global_context(shape: tuple[int, int, int], passes: str, device) -> Pair:
     block = randomize(GlobalContext(shape[0])).to(device)
-    x, saved = (
-        torch.randn(1, *shape, device=device, generator=torch.Generator(device).manual_seed(0)) for _ in "xs"
-    )
+    saved = torch.randn(1, *shape, device=device)
+    x = saved.clone()
     block.inplace = passes == FORWARD
     parameters = list(block.parameters())
     pair = compare(block, partial(literal.global_context, block), passes, x, parameters=parameters)
     return pair._replace(prepare=lambda: x.copy_(saved)) if passes == FORWARD else pair
+
+
+def build_beside_timm(shape: tuple[int, int, int], device) -> Pair:
+    channels = shape[0]
+    options = {"fuse_add": True, "fuse_scale": False, "rd_channels": channels // 16}
+    theirs = randomize(TimmGlobalContext(channels, **options)).eval().to(device)
+    theirs.mlp_add.norm.eps = 1e-5  # that of the authors' code
+    block = GlobalContext(channels).to(device)
+    for ours, weights in zip(block.parameters(), theirs.parameters(), strict=True):
+        ours.data.copy_(weights.data.view_as(ours))
+    block.inplace = True
+    saved = torch.randn(1, *shape, device=device)
+    x = saved.clone()
+    return compare(block, theirs, FORWARD, x)._replace(prepare=lambda: x.copy_(saved))
 
 
 def build_beside_host(shape: tuple[int, int, int], device) -> Pair:
