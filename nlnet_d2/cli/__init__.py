@@ -18,6 +18,8 @@ COMMANDS = {
     "check": "look for mistakes in data, count and draw them",
     "models": "list the recipes, or show one",
     "analyze": "parameters and FLOPs of a config",
+    "benchmark": "speed and memory beside other ways to compute the same",
+    "export": "write a detector as TorchScript or ONNX, and compare",
     "convert": "turn published weights into a file for one config",
     "prepare-ava": "check and index data in AVA's format, convert boxes",
     "evaluate-ava": "frame-mAP of a detections file in AVA's format",

@@ -5,15 +5,24 @@ import json
 
 import pytest
 
-from nlnet_d2.cli import COMMANDS, doctor
+from nlnet_d2.cli import COMMANDS, benchmark, doctor
 from nlnet_d2.config.zoo import CONFIGS, find_config, list_configs, table_rows
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "benchmark"])
 def test_every_command_is_there_and_explains_itself(nlnet, command):
     assert callable(importlib.import_module(f"nlnet_d2.cli.{command.replace('-', '_')}").main)
     code, out, _ = nlnet(command, "--help")
     assert code == 0 and f"usage: nlnet-d2 {command}" in out
+
+
+def test_benchmarks_are_run_in_a_checkout_only(nlnet, monkeypatch, tmp_path):
+    tool = tmp_path / "benchmark.py"
+    monkeypatch.setattr(benchmark, "TOOL", tool)
+    code, _, err = nlnet("benchmark", "blocks")
+    assert code == 2 and "part of the repository, not of the wheel" in err
+    tool.write_text("import sys\nsys.exit(len(sys.argv))\n")
+    assert nlnet("benchmark", "blocks", "--quick")[0] == 3
 
 
 def test_without_a_command_all_are_listed(nlnet):
