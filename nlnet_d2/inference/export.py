@@ -21,7 +21,6 @@ from detectron2.modeling import GeneralizedRCNN
 from torch import nn
 
 from nlnet_d2.engine.errors import ConfigError
-from nlnet_d2.layers.attention import use_attention
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +48,7 @@ def export(model: nn.Module, path: str | Path, images: Sequence[torch.Tensor]) -
     adapter = TracingAdapter(model.eval(), [{"image": images[0]}], _detect).eval()
     names = sorted(_detect(model, [{"image": images[0]}]).get_fields()) + ["image_size"]
     try:
-        with torch.no_grad(), _quiet(), use_attention("augmented"):  # the way without writing in place
+        with torch.no_grad(), _quiet():
             write(adapter, images[0], names, str(path))
             differences = _compare(adapter, read(str(path)), images, names)
     except Exception as error:  # exporters raise whatever they like
