@@ -60,6 +60,7 @@ def build_vit(options: dict, side: int, passes: str, alternative: str, device) -
     other = partial(literal.vit, net)
     if alternative == "detectron2":
         windowed = [i for i, block in enumerate(net.blocks) if block.window]
+        options = {k: v for k, v in options.items() if k != "global_block_indexes"}
         upstream = UpstreamViT(window_block_indexes=windowed, use_rel_pos=True, **options).eval().to(device)
         upstream.load_state_dict(net.state_dict())
 
