@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "nlnet_d2" / "__init__.py").read_text()).group(1)
 
 VIDEO = ["av>=12"]  # frame-accurate decoding with strict errors; the wheels bring FFmpeg
-EXPORT = ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.3"]
+EXPORT = ["onnx>=1.16", "onnxruntime>=1.18"]
 DEV = ["pytest>=8", "ruff>=0.9"]
 
 setup(

@@ -75,7 +75,7 @@ def convert(tensors: Mapping[str, torch.Tensor], model: nn.Module, origin: str |
         names = ", ".join(c.source.name for c in conversions)
         raise CheckpointError(
             f"ambiguous origin, the names fit {names}, with different results: name one of them, by origin= "
-            "or with tools/convert_checkpoint.py --origin"
+            "or with nlnet-d2 convert --origin"
         )
     if not first.report.used:
         raise CheckpointError(

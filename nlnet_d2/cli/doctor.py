@@ -42,7 +42,7 @@ NEEDED = {
 # Module: what it is for, and how to get it.
 OPTIONAL = {
     "av": ("videos: clips, prediction", "pip install av"),
-    "onnxruntime": ("nlnet-d2 export to ONNX", "pip install onnx onnxruntime onnxscript"),
+    "onnxruntime": ("nlnet-d2 export to ONNX", "pip install onnx onnxruntime"),
     "wandb": ("Weights & Biases", "pip install wandb"),
 }
 DATA_SETS = ("coco_2017_train", "coco_2017_val", "keypoints_coco_2017_val", "ava_v2.2_train", "ava_v2.2_val")

@@ -75,7 +75,7 @@ def _look(root: str, name: str, paths: list[str], fps: float) -> Video | Finding
     item = f"video {name}"
     if len(paths) != 1:
         got = " and ".join(os.path.basename(path) for path in sorted(paths)) or "nothing"
-        remedy = "put it there, or remove it from the CSV; tools/prepare_ava.py lists all that is missing"
+        remedy = "put it there, or remove it from the CSV; `nlnet-d2 prepare-ava` lists all that is missing"
         return Finding(root, item, "", f"{name}.mp4 (or .mkv, ...) or a folder {name}", got, remedy)
     try:
         return list_frames(paths[0]) if os.path.isdir(paths[0]) else VideoFile.open(paths[0], fps)
