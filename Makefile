@@ -60,7 +60,7 @@ $(VENV)/.ready: setup.py pyproject.toml tools/install_detectron2.py tools/detect
 	@echo "too (5.4 GB, minutes on a fast network); then detectron2, without a compiler, and nlnet_d2."
 	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@find $(VENV)/lib/*/site-packages -name '*.dist-info' ! -exec test -e {}/RECORD \; -prune -exec rm -rf {} +
-	$(PIP) install -e ".[dev,video]"
+	$(PIP) install -e ".[dev,video,export]"
 	@$(PY) -c "import cv2" 2>/dev/null || $(PIP) install -e ".[opencv]"
 	$(PY) tools/install_detectron2.py
 	@touch $@
