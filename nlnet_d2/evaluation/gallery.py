@@ -104,12 +104,13 @@ def _draw_triple(record: dict, predictions: list[dict], metadata, min_score: flo
     truth = record["annotations"]
     if not any("keypoints" in prediction for prediction in predictions):
         truth = [{k: v for k, v in thing.items() if k != "keypoints"} for thing in truth]
-    panels = {
-        f"image {record['image_id']}": draw_things(image, [], metadata),
-        f"ground truth: {len(truth)}": draw_things(image, truth, metadata),
-        f"prediction: {len(predictions)} with score >= {min_score:g}": draw_things(image, predictions, metadata),
+    things = {
+        f"image {record['image_id']}": [],
+        f"ground truth: {len(truth)}": truth,
+        f"prediction: {len(predictions)} with score >= {min_score:g}": predictions,
     }
-    return np.concatenate([_caption(panel, text) for text, panel in panels.items()], axis=1)
+    panels = [_caption(draw_things(image, drawn, metadata), text) for text, drawn in things.items()]
+    return np.concatenate(panels, axis=1)
 
 
 def draw_things(image: np.ndarray, things: list[dict], metadata) -> np.ndarray:
