@@ -139,8 +139,8 @@ class TrainLoader:
             for batch in _without_sigchld(loader):
                 handed_out.popleft()
                 yield batch
-        except RuntimeError as error:
-            if "exited unexpectedly" not in str(error):  # torch has no class for it
+        except (RuntimeError, OSError, EOFError) as error:
+            if not _means_death(error):
                 raise
             waiting = sorted({index for batch in handed_out for _, index in batch})
             names = "\n  ".join(f"{index}, {sample_name(self.records[index])}" for index in waiting)
@@ -148,6 +148,13 @@ class TrainLoader:
                 "a process that loads data was killed, as systems do where memory is short (then lower "
                 f"DATALOADER.NUM_WORKERS). It was to read one of these samples:\n  {names}"
             ) from error
+
+
+def _means_death(error: Exception) -> bool:
+    """Whether a loader process died: torch says so, or what it had read cannot be fetched from it."""
+    if isinstance(error, (ConnectionError, FileNotFoundError, EOFError)):
+        return "in DataLoader worker process" not in str(error)  # as torch words what a living one raised
+    return "exited unexpectedly" in str(error)
 
 
 def _noted(batches: Iterable, notes: deque) -> Iterator:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from detectron2.data.samplers import TrainingSampler
 
+from nlnet_d2.engine import loader as loader_module
 from nlnet_d2.engine.loader import ReadError, TrainLoader, plan_batches
 
 WIDE = [i % 3 == 0 for i in range(10)]
@@ -84,3 +85,28 @@ def test_a_sample_that_cannot_be_read_is_named(workers):
     next(stream)
     with pytest.raises(ReadError, match="sample 3, 3.jpg, cannot be read: image file is truncated"):
         next(stream)
+
+
+@pytest.mark.parametrize(
+    "error, expected",
+    [
+        (ConnectionResetError("reset by peer"), ReadError),
+        (FileNotFoundError("/tmp/pymp-1/listener-1"), ReadError),
+        (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), ReadError),
+        (RuntimeError("anything else"), RuntimeError),
+        (FileNotFoundError("Caught FileNotFoundError in DataLoader worker process 0."), FileNotFoundError),
+    ],
+)
+def test_the_death_of_a_process_is_told_from_other_errors(monkeypatch, error, expected):
+    """It may show as a broken connection: tensors are fetched from the process that read them."""
+
+    def one_batch_and_an_error(loader):
+        yield next(iter(loader))
+        raise error
+
+    monkeypatch.setattr(loader_module, "_without_sigchld", one_batch_and_an_error)
+    with pytest.raises(expected) as raised:
+        batches(2)
+    assert raised.type is expected
+    if expected is ReadError:
+        assert "was killed" in str(raised.value)
