@@ -7,8 +7,6 @@ number of positions.
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -18,26 +16,15 @@ from nlnet_d2.blocks.base import BLOCKS, bottleneck_channels
 from nlnet_d2.layers.attention import attend
 from nlnet_d2.layers.attention_rows import flat_cells
 from nlnet_d2.layers.norm import get_norm
+from nlnet_d2.layers.switch import Switch
 
 MODES = ("embedded_gaussian", "gaussian", "dot_product", "concatenation")
 
 # Orders of multiplication of the dot product: (theta phi^T) g; theta (phi^T g); or, since theta, phi and g
 # are linear in x, first X X^T, then all weights, then x.
 ORDERS = ("pairwise", "reassociated", "gram")
-_forced: str | None = None
-
-
-@contextmanager
-def use_order(name: str) -> Iterator[None]:
-    """Force one of ``ORDERS`` within the context, for tests and measurements."""
-    global _forced
-    if name not in ORDERS:
-        raise ValueError(f"order {name!r} does not exist; choose one of {', '.join(ORDERS)}")
-    before, _forced = _forced, name
-    try:
-        yield
-    finally:
-        _forced = before
+_orders = Switch("order", ORDERS)
+use_order = _orders.use
 
 
 def choose_order(x: torch.Tensor, keys: int, inner: int) -> str:
@@ -46,8 +33,8 @@ def choose_order(x: torch.Tensor, keys: int, inner: int) -> str:
     ``gram`` sums squares over all positions, for which half precision is too coarse. On the meta device,
     where costs are counted, the answer is always ``reassociated``.
     """
-    if _forced or x.is_meta:
-        return _forced or "reassociated"
+    if _orders.forced or x.is_meta:
+        return _orders.forced or "reassociated"
     channels, positions = x.shape[1], x.shape[2:].numel()
     projections = 2 * (positions + keys) * channels * inner
     costs = {

@@ -27,7 +27,7 @@ from nlnet_d2.analysis.complexity import RULE, Complexity
 from nlnet_d2.analysis.memory import RULE as MEMORY_RULE
 from nlnet_d2.analysis.memory import step_memory
 from nlnet_d2.config.zoo import CONFIGS, config_files
-from nlnet_d2.engine.config import load_config
+from nlnet_d2.engine.config import WITHOUT_DATA, config_of
 from nlnet_d2.engine.errors import ConfigError, exit_code
 
 
@@ -93,10 +93,7 @@ def tree(modules: dict[str, dict[str, int]]) -> str:
 
 def read_config(args: argparse.Namespace) -> CfgNode:
     """``--config-file`` with the options; raises ConfigError where it cannot be read."""
-    options = [*args.opts, "DATASETS.TRAIN", "()", "DATASETS.TEST", "()"]  # no data is needed
-    return load_config(
-        argparse.Namespace(config_file=args.config_file, opts=options, dataset=[], ava_dataset=[])
-    )
+    return config_of(args.config_file, [*args.opts, *WITHOUT_DATA])
 
 
 def memory_report(args: argparse.Namespace) -> dict:

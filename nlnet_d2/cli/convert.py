@@ -21,7 +21,7 @@ from nlnet_d2.checkpoint.report import grouped
 from nlnet_d2.checkpoint.sources import SOURCES
 from nlnet_d2.checkpoint.tensors import reverse_channels
 from nlnet_d2.checkpoint.write import write_weights
-from nlnet_d2.engine.config import load_config
+from nlnet_d2.engine.config import WITHOUT_DATA, config_of
 from nlnet_d2.engine.errors import exit_code
 
 
@@ -76,12 +76,7 @@ def convert_file(args: argparse.Namespace) -> None:
     Raises:
         ConfigError, CheckpointError: see ``load_config`` and ``load_weights``; tensors are left over.
     """
-    options = [*args.opts, "DATASETS.TRAIN", "()", "DATASETS.TEST", "()"]  # no data is needed
-    model = build_on_meta(
-        load_config(
-            argparse.Namespace(config_file=args.config_file, opts=options, dataset=[], ava_dataset=[])
-        )
-    )
+    model = build_on_meta(config_of(args.config_file, [*args.opts, *WITHOUT_DATA]))
     conversion = convert(read_tensors(local_path(args.source)), model, args.origin)
     print(conversion.report)
     if left := conversion.report.leftovers(args.allow_missing):

@@ -3,7 +3,7 @@
 import argparse
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 import yaml
@@ -57,6 +57,7 @@ GROUPED = [
     ("MODEL.ROI_BOX_HEAD", "CONV_DIM"),
     ("MODEL.ROI_MASK_HEAD", "CONV_DIM"),
 ]
+WITHOUT_DATA = ("DATASETS.TRAIN", "()", "DATASETS.TEST", "()")  # options for what needs the model alone
 NO_MODULE = ("", "PrecomputedProposals")  # values that Detectron2 understands without a registry
 
 
@@ -114,6 +115,11 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     _fit_to_machine(cfg, given)
     cfg.freeze()
     return cfg
+
+
+def config_of(path: str, options: Iterable[str] = ()) -> CfgNode:
+    """``load_config`` of a file and pairs KEY VALUE, without the flags of a training; errors: see there."""
+    return load_config(argparse.Namespace(config_file=path, opts=list(options), dataset=[], ava_dataset=[]))
 
 
 def register_data(cfg: CfgNode) -> None:

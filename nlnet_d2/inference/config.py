@@ -2,7 +2,6 @@
 
 import logging
 import os
-from argparse import Namespace
 from collections.abc import Sequence
 
 from detectron2.config import CfgNode
@@ -11,7 +10,7 @@ from detectron2.data import Metadata, MetadataCatalog
 from nlnet_d2.data.datasets.ava import is_ava
 from nlnet_d2.data.datasets.label_map import LabelMap, read_label_map
 from nlnet_d2.data.errors import DataError
-from nlnet_d2.engine.config import load_config
+from nlnet_d2.engine.config import config_of
 from nlnet_d2.engine.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -28,16 +27,12 @@ def predict_config(path: str, options: Sequence[str] = ()) -> CfgNode:
         ConfigError: see ``load_config``.
     """
     try:
-        return load_config(_arguments(path, options))
+        return config_of(path, options)
     except (ConfigError, DataError) as error:
         without = [word for key in ABOUT_DATA for word in (key, "[]")]
-        cfg = load_config(_arguments(path, [*options, *without]))  # fails again if it was not the data
+        cfg = config_of(path, [*options, *without])  # fails again if it was not the data
         logger.warning("Nothing is known of the data of the training: %s", error)
         return cfg
-
-
-def _arguments(path: str, options: Sequence[str]) -> Namespace:
-    return Namespace(config_file=path, opts=list(options), dataset=[], ava_dataset=[])
 
 
 def object_classes(cfg: CfgNode) -> Metadata:

@@ -4,13 +4,13 @@ All give the same result. ``choose_attention`` decides; ``use_attention`` forces
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from nlnet_d2.layers.products import batched_product, is_recorded, prefers_onednn
+from nlnet_d2.layers.switch import Switch
 
 # Numbers of the map that ``blocks`` forms at once, a few MB: they should stay in the cache.
 BLOCK = 2**19
@@ -148,20 +148,8 @@ class _Blocks(torch.autograd.Function):
 
 
 IMPLEMENTATIONS = {f.__name__: f for f in (explicit, blocks, augmented)}
-_forced: str | None = None
-
-
-@contextmanager
-def use_attention(name: str) -> Iterator[None]:
-    """Force one of ``IMPLEMENTATIONS`` within the context, for tests and measurements."""
-    global _forced
-    if name not in IMPLEMENTATIONS:
-        raise ValueError(f"attention {name!r} does not exist; choose one of {', '.join(IMPLEMENTATIONS)}")
-    before, _forced = _forced, name
-    try:
-        yield
-    finally:
-        _forced = before
+_attention = Switch("attention", IMPLEMENTATIONS)
+use_attention = _attention.use
 
 
 def choose_attention(q: torch.Tensor) -> str:
@@ -170,8 +158,8 @@ def choose_attention(q: torch.Tensor) -> str:
     ``augmented`` where its loop would hurt: on GPUs and in recorded graphs; and in half precision, in which
     the fused kernel sums in float32. ``explicit`` on the meta device, where the formula's cost is counted.
     """
-    if _forced or q.is_meta:
-        return _forced or "explicit"
+    if _attention.forced or q.is_meta:
+        return _attention.forced or "explicit"
     full_precision = q.dtype in (torch.float32, torch.float64)
     return "blocks" if q.is_cpu and full_precision and not is_recorded() else "augmented"
 

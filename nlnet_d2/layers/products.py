@@ -5,8 +5,6 @@ convolutions, is twice as fast there. The operator that ``torch.compile`` puts i
 multiplies with oneDNN.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -15,18 +13,10 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-_forced: bool | None = None
+from nlnet_d2.layers.switch import Switch
 
-
-@contextmanager
-def use_onednn(flag: bool) -> Iterator[None]:
-    """Multiply with oneDNN, or not, within the context, for tests and measurements."""
-    global _forced
-    before, _forced = _forced, flag
-    try:
-        yield
-    finally:
-        _forced = before
+_onednn = Switch("use of oneDNN", (True, False))
+use_onednn = _onednn.use
 
 
 @cache
@@ -48,7 +38,9 @@ def prefers_onednn(x: torch.Tensor) -> bool:
     """Whether products of ``x`` go through oneDNN: float32 on such a CPU, outside of recorded graphs."""
     if not x.is_cpu or x.dtype != torch.float32 or is_recorded():
         return False
-    return not torch.is_autocast_enabled("cpu") and (_is_faster() if _forced is None else _forced)
+    if torch.is_autocast_enabled("cpu"):
+        return False
+    return _is_faster() if _onednn.forced is None else _onednn.forced
 
 
 def product(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
