@@ -15,7 +15,6 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import Backbone
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
 from nlnet_d2.backbones.padding import SquarePadFPN, fpn_from_config
@@ -26,6 +25,7 @@ from nlnet_d2.layers.layer_norm import TokenNorm
 from nlnet_d2.layers.mlp import Mlp, init_linear
 from nlnet_d2.layers.patch_embed import PatchEmbed
 from nlnet_d2.layers.products import Linear
+from nlnet_d2.layers.recompute import recomputed
 from nlnet_d2.layers.relative_position import decomposed_bias
 from nlnet_d2.layers.windows import window_partition, window_unpartition
 
@@ -204,7 +204,7 @@ class MViT(Backbone):
         expand_attn: the channels grow in the attention of a stage's first block; otherwise in the perceptron
             of the block before it, and the maps of all stages but the last are twice as wide.
         drop_path_rate: stochastic depth of the last block, growing from 0 in the first.
-        use_act_checkpoint: recompute the blocks in the backward pass instead of keeping their activations.
+        use_act_checkpoint: form the activations of the blocks again in the backward pass, see ``recomputed``.
         in_channels: channels of the image.
 
     Input (N, in_channels, H, W); output a dict of (N, C, ceil(H / stride), ceil(W / stride)): "scale2" ...
@@ -256,7 +256,7 @@ class MViT(Backbone):
             "kv_stride": mvit.KV_STRIDE,
             "expand_attn": mvit.EXPAND_ATTN,
             "drop_path_rate": mvit.DROP_PATH_RATE,
-            "use_act_checkpoint": mvit.ACT_CHECKPOINT,
+            "use_act_checkpoint": cfg.MODEL.BACKBONE.ACT_CHECKPOINT,
             "in_channels": input_shape.channels,
         }
 
@@ -268,8 +268,7 @@ class MViT(Backbone):
         x = self.patch_embed(x)
         features = {}
         for i, block in enumerate(self.blocks):
-            recompute = self.use_act_checkpoint and torch.is_grad_enabled()
-            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+            x = recomputed(block, x) if self.use_act_checkpoint else block(x)
             if feature := self._stage_of_last_block.get(i):
                 features[feature] = getattr(self, f"{feature}_norm")(x).permute(0, 3, 1, 2)
         return features

@@ -19,19 +19,32 @@ from torchvision.ops import deform_conv2d
 
 from nlnet_d2.blocks.base import KEY, BlockSpec, place_blocks
 from nlnet_d2.layers.norm import norm_argument
+from nlnet_d2.layers.recompute import recomputed
 
 STAGES = ("res2", "res3", "res4", "res5")
 DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
 class ContextBlockMixin(nn.Module):
-    """Makes one of Detectron2's residual blocks run the context blocks of ``context``, a list of specs."""
+    """Makes one of Detectron2's residual blocks run the context blocks of ``context``, a list of specs.
+
+    ``use_act_checkpoint``: see ``recomputed``.
+    """
 
     convs = ("conv1", "conv2", "conv3")
     dim = 2
 
-    def __init__(self, in_channels: int, out_channels: int, *, context: Sequence[BlockSpec] = (), **kwargs):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        context: Sequence[BlockSpec] = (),
+        use_act_checkpoint: bool = False,
+        **kwargs,
+    ):
         super().__init__(in_channels, out_channels, **kwargs)
+        self.use_act_checkpoint = use_act_checkpoint
         blocks: dict[str, list[nn.Module]] = {}
         for spec in context:
             if spec.position != "after_add" and spec.position.removeprefix("after_") not in self.convs:
@@ -44,6 +57,9 @@ class ContextBlockMixin(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: (N, C, H, W) -> (N, C', H / stride, W / stride)."""
+        return recomputed(self, x, self._forward) if self.use_act_checkpoint else self._forward(x)
+
+    def _forward(self, x: torch.Tensor) -> torch.Tensor:
         out = x
         for name in self.convs:
             out = self._convolve(name, out)
@@ -99,6 +115,7 @@ class ContextResNet(ResNet):
         res2_channels: output channels of res2, doubled at each stage; None for 64 (R18, R34) or 256.
         deform_on_per_stage: which of res2 ... res5 have deformable 3x3 convolutions.
         freeze_at: number of stages to freeze, the stem counted.
+        use_act_checkpoint: form the activations of the blocks again in the backward pass, see ``recomputed``.
         The rest as in ``MODEL.RESNETS`` of Detectron2.
 
     Input (N, in_channels, H, W), output a dict of (N, C, H / stride, W / stride) by stage.
@@ -127,6 +144,7 @@ class ContextResNet(ResNet):
         in_channels: int = 3,
         out_features: Sequence[str] = STAGES,
         freeze_at: int = 0,
+        use_act_checkpoint: bool = False,
     ):
         if depth not in DEPTHS:
             raise ValueError(f"MODEL.RESNETS.DEPTH {depth} is unknown; choose one of {list(DEPTHS)}")
@@ -158,6 +176,7 @@ class ContextResNet(ResNet):
                 norm=norm_argument(norm),
                 stride_per_block=[stride] + [1] * (len(context) - 1),
                 context_per_block=context,
+                use_act_checkpoint=use_act_checkpoint,
                 **kwargs,
             )
             channels = stage[-1].out_channels
@@ -184,6 +203,7 @@ class ContextResNet(ResNet):
             "in_channels": input_shape.channels,
             "out_features": resnets.OUT_FEATURES,
             "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
+            "use_act_checkpoint": cfg.MODEL.BACKBONE.ACT_CHECKPOINT,
         }
 
 

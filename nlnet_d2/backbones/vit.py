@@ -15,7 +15,6 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import Backbone
 from fvcore.nn.weight_init import c2_msra_fill
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
 from nlnet_d2.layers.attention import attend
@@ -26,6 +25,7 @@ from nlnet_d2.layers.mlp import Mlp, init_linear
 from nlnet_d2.layers.patch_embed import PatchEmbed
 from nlnet_d2.layers.position_embedding import resize_positions
 from nlnet_d2.layers.products import Linear, linear
+from nlnet_d2.layers.recompute import recomputed
 from nlnet_d2.layers.relative_position import decomposed_bias
 from nlnet_d2.layers.windows import window_partition, window_unpartition
 
@@ -143,7 +143,7 @@ class ViT(Backbone):
         use_rel_pos: relative positions in every block.
         pretrain_img_size: image side of the pre-training in pixels: the absolute positions have its size.
         pretrain_use_cls_token: whether the absolute positions begin with one of a class token.
-        use_act_checkpoint: recompute the blocks in the backward pass instead of keeping their activations.
+        use_act_checkpoint: form the activations of the blocks again in the backward pass, see ``recomputed``.
         out_block_indexes: blocks whose output is returned as well, as "block0", "block1", ...
         in_channels: channels of the image.
 
@@ -215,7 +215,7 @@ class ViT(Backbone):
             "use_rel_pos": vit.REL_POS,
             "pretrain_img_size": vit.PRETRAIN_IMG_SIZE,
             "pretrain_use_cls_token": vit.PRETRAIN_CLS_TOKEN,
-            "use_act_checkpoint": vit.ACT_CHECKPOINT,
+            "use_act_checkpoint": cfg.MODEL.BACKBONE.ACT_CHECKPOINT,
             "in_channels": input_shape.channels,
         }
 
@@ -228,8 +228,7 @@ class ViT(Backbone):
         x = x + resize_positions(self.pos_embed, x.shape[1:3], self.pretrain_use_cls_token)
         features = {}
         for i, block in enumerate(self.blocks):
-            recompute = self.use_act_checkpoint and torch.is_grad_enabled()
-            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+            x = recomputed(block, x) if self.use_act_checkpoint else block(x)
             if i in self._out_blocks:
                 features[f"block{i}"] = x.permute(0, 3, 1, 2)
         return {**features, LAST: x.permute(0, 3, 1, 2)}  # torch 2.4 compiles no | of dicts

@@ -12,6 +12,9 @@ def add_nlnet_config(cfg: CN) -> None:
     # The same between the convolutions of the keypoint head, for NAME ContextKeypointHead; the only stage is
     # `convs`: [{NAME: NonLocal, AT: {convs: [1, 3, 5, 7]}}].
     cfg.MODEL.ROI_KEYPOINT_HEAD.BLOCKS = []
+    # Of the backbones of this package: the backward pass forms the activations of their blocks again instead
+    # of keeping them, for less memory and more time.
+    cfg.MODEL.BACKBONE.ACT_CHECKPOINT = False
     # Side in pixels to which every image of a batch is padded, 0 for a multiple of the largest stride only.
     # Read by the transformer backbones; an image that is larger is an error.
     cfg.MODEL.FPN.SQUARE_PAD = 0
@@ -45,7 +48,6 @@ def _add_vit(model: CN) -> None:
     model.VIT.REL_POS = True  # relative positions in every block
     model.VIT.PRETRAIN_IMG_SIZE = 224  # image side of the pre-training, the size of the absolute positions
     model.VIT.PRETRAIN_CLS_TOKEN = True  # the absolute positions begin with one of a class token
-    model.VIT.ACT_CHECKPOINT = False  # recompute the blocks in the backward pass: less memory, more time
 
 
 def _add_mvit(model: CN) -> None:
@@ -59,7 +61,6 @@ def _add_mvit(model: CN) -> None:
     model.MVIT.KV_STRIDE = 4  # pooling of keys and values in the first stage
     model.MVIT.EXPAND_ATTN = True  # channels grow in the attention; False: in the perceptron (MViTv2_L_in1k)
     model.MVIT.DROP_PATH_RATE = 0.2
-    model.MVIT.ACT_CHECKPOINT = False  # recompute the blocks in the backward pass: less memory, more time
 
 
 def _add_video(model: CN) -> None:
@@ -128,6 +129,9 @@ def _add_clips(cfg: CN) -> None:
 
 def _add_solver(solver: CN) -> None:
     solver.OPTIMIZER = "SGD"  # or AdamW
+    # What MAX_ITER, STEPS, CHECKPOINT_PERIOD and TEST.EVAL_PERIOD count: iterations, or epochs of
+    # DATASETS.TRAIN. WARMUP_ITERS always counts iterations.
+    solver.UNIT = "iterations"
     solver.LAYER_DECAY = 1.0  # learning rate of a transformer block relative to the one above it
     # Parameters of these names are not decayed; norms and biases: WEIGHT_DECAY_NORM, WEIGHT_DECAY_BIAS.
     solver.NO_DECAY = ["pos_embed", "rel_pos_h", "rel_pos_w"]

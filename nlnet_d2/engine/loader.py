@@ -205,8 +205,7 @@ def build_train_loader(cfg, mapper: Callable[[dict], dict] | None = None) -> Tra
             f"SOLVER.IMS_PER_BATCH = {total} must be a multiple of {world_size} (processes) x {parts} "
             "(SOLVER.ACCUMULATE)"
         )
-    are_clips = is_ava(cfg.DATASETS.TRAIN[0])
-    dicts = clip_records(cfg, cfg.DATASETS.TRAIN, is_train=True) if are_clips else _image_records(cfg)
+    are_clips, dicts = is_ava(cfg.DATASETS.TRAIN[0]), training_records(cfg)
     own_mapper = ClipMapper if are_clips else build_mapper
     return TrainLoader(
         dicts,
@@ -218,7 +217,10 @@ def build_train_loader(cfg, mapper: Callable[[dict], dict] | None = None) -> Tra
     )
 
 
-def _image_records(cfg) -> list[dict]:
+def training_records(cfg) -> list[dict]:
+    """The dataset dicts of DATASETS.TRAIN that a training goes through, each once an epoch."""
+    if is_ava(cfg.DATASETS.TRAIN[0]):
+        return clip_records(cfg, cfg.DATASETS.TRAIN, is_train=True)
     keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
     return get_detection_dataset_dicts(
         cfg.DATASETS.TRAIN,

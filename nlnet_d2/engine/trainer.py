@@ -1,6 +1,7 @@
 """Detectron2's DefaultTrainer, on CPUs too, with exact resume."""
 
 import logging
+import math
 import sys
 import weakref
 from pathlib import Path
@@ -17,7 +18,13 @@ from nlnet_d2.engine.early_stopping import StopEarly, StoppedEarly
 from nlnet_d2.engine.errors import ConfigError
 from nlnet_d2.engine.hooks import KeepBest, KeepLast, SeedIterations, StopOnSignal
 from nlnet_d2.engine.launch import distribute
-from nlnet_d2.engine.loader import ReadError, TrainLoader, build_test_loader, build_train_loader
+from nlnet_d2.engine.loader import (
+    ReadError,
+    TrainLoader,
+    build_test_loader,
+    build_train_loader,
+    training_records,
+)
 from nlnet_d2.engine.precise_bn import RestartPreciseBN
 from nlnet_d2.engine.precision import training_precision
 from nlnet_d2.engine.progress import ProgressBar
@@ -31,6 +38,26 @@ from nlnet_d2.solver import build_optimizer
 logger = logging.getLogger(__name__)
 
 EMA = "ema"  # where the results of the averaged weights stand
+
+
+def in_iterations(cfg: CfgNode) -> CfgNode:
+    """A schedule in epochs (SOLVER.UNIT), in iterations: as many as show every sample so often."""
+    if cfg.SOLVER.UNIT == "iterations":
+        return cfg
+    samples, cfg = len(training_records(cfg)), cfg.clone()
+    cfg.defrost()
+    solver = cfg.SOLVER
+
+    def iterations(epochs: int) -> int:
+        return math.ceil(epochs * samples / solver.IMS_PER_BATCH)
+
+    solver.UNIT, solver.MAX_ITER = "iterations", iterations(solver.MAX_ITER)
+    solver.STEPS = tuple(map(iterations, solver.STEPS))
+    solver.CHECKPOINT_PERIOD = iterations(solver.CHECKPOINT_PERIOD)
+    cfg.TEST.EVAL_PERIOD = iterations(cfg.TEST.EVAL_PERIOD)
+    logger.info("%d samples: %d iterations, steps at %s", samples, solver.MAX_ITER, list(solver.STEPS))
+    cfg.freeze()
+    return cfg
 
 
 def scaled_to_processes(cfg: CfgNode) -> CfgNode:
@@ -64,7 +91,7 @@ class Trainer(DefaultTrainer):
 
     def __init__(self, cfg: CfgNode):
         super(DefaultTrainer, self).__init__()  # DefaultTrainer's own builds steps that need CUDA
-        cfg = scaled_to_processes(cfg)
+        cfg = scaled_to_processes(in_iterations(cfg))
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)

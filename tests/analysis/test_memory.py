@@ -51,7 +51,7 @@ def test_it_grows_as_measured():
     model = memory.build_model(cfg).train()
     measured = kept_bytes(model, [memory._image(cfg, 512)])
     assert found.fixed + found.slope * 512**2 == pytest.approx(measured, rel=0.05)
-    flatter = step_memory(config(SHAPES, "MODEL.VIT.ACT_CHECKPOINT", True))
+    flatter = step_memory(config(SHAPES, "MODEL.BACKBONE.ACT_CHECKPOINT", True))
     assert flatter.slope < 0.8 * found.slope and flatter.states == found.states
 
 

@@ -5,15 +5,11 @@ import sys
 
 import pytest
 import torch
-from detectron2.config import get_cfg
-from detectron2.layers import ShapeSpec
-from detectron2.modeling import build_backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.structures import ImageList
 from deterministic import golden_state_dict, make_input, read_keys
 from torch import nn
 
-from nlnet_d2 import add_nlnet_config
 from nlnet_d2.backbones.mvit import MViT
 from nlnet_d2.backbones.padding import SquarePadFPN
 from nlnet_d2.backbones.vit import ViT
@@ -52,49 +48,6 @@ def test_epsilon_everywhere(network):
     make, _, count = network
     norms = [m for m in make().modules() if isinstance(m, nn.LayerNorm)]
     assert len(norms) == count and {m.eps for m in norms} == {1e-6}
-
-
-def test_activation_checkpointing_changes_no_gradient(network):
-    make, image, _ = network
-    gradients = []
-    for recompute in (False, True):
-        model = make(use_act_checkpoint=recompute).train()
-        loss = sum(v.square().sum() for v in model(image).values())
-        gradients.append(torch.autograd.grad(loss, list(model.parameters())))
-    for expected, got in zip(*gradients, strict=True):
-        torch.testing.assert_close(got, expected)
-
-
-@pytest.mark.parametrize(
-    "section, builder",
-    [("VIT", "build_vit_simple_pyramid_backbone"), ("VIT", "build_vit_fpn_backbone")]
-    + [("MVIT", "build_mvit_fpn_backbone")],
-)
-def test_activation_checkpointing_has_a_key(section, builder):
-    cfg = get_cfg()
-    add_nlnet_config(cfg)
-    cfg.MODEL.BACKBONE.NAME, cfg.MODEL[section].ACT_CHECKPOINT = builder, True
-    with torch.device("meta"):
-        model = build_backbone(cfg, ShapeSpec(channels=3))
-    assert [m.use_act_checkpoint for m in model.modules() if isinstance(m, ViT | MViT)] == [True]
-
-
-def test_activation_checkpointing_keeps_less(network):
-    """Counted in numbers that autograd keeps: of a block, only its input."""
-    make, image, _ = network
-
-    def kept(recompute: bool) -> int:
-        sizes = []
-
-        def pack(tensor):
-            sizes.append(tensor.numel())
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            make(use_act_checkpoint=recompute).train()(image)
-        return sum(sizes)
-
-    assert kept(True) < kept(False) / 2
 
 
 def test_features_do_not_depend_on_the_padding_of_the_batch(network):

@@ -1,4 +1,4 @@
-"""SOLVER.REFERENCE_WORLD_SIZE: batch, learning rate and schedule follow the number of processes."""
+"""Schedules that follow the number of processes (SOLVER.REFERENCE_WORLD_SIZE) or of samples (SOLVER.UNIT)."""
 
 import json
 
@@ -8,8 +8,9 @@ from detectron2.config import get_cfg
 from tiny_run import TORCHRUN, arguments, train_net
 
 from nlnet_d2 import add_nlnet_config
+from nlnet_d2.engine.config import argument_parser, load_config
 from nlnet_d2.engine.errors import ConfigError
-from nlnet_d2.engine.trainer import scaled_to_processes
+from nlnet_d2.engine.trainer import Trainer, in_iterations, scaled_to_processes
 
 OPTIONS = {
     "SOLVER.REFERENCE_WORLD_SIZE": 1,
@@ -62,3 +63,32 @@ def test_a_batch_that_the_reference_does_not_divide():
         ConfigError, match="IMS_PER_BATCH = 16 is not a multiple of .*REFERENCE_WORLD_SIZE = 3"
     ):
         scaled_to_processes(cfg)
+
+
+def in_epochs(tiny_data, tmp_path, *options):
+    """12 images, in batches of 5."""
+    words = [
+        "SOLVER.UNIT",
+        "epochs",
+        "SOLVER.IMS_PER_BATCH",
+        "5",
+        "SOLVER.MAX_ITER",
+        "10",
+        "TEST.EVAL_PERIOD",
+        "2",
+    ]
+    words += ["SOLVER.STEPS", "[5, 9]", "SOLVER.CHECKPOINT_PERIOD", "1", "SOLVER.WARMUP_ITERS", "4", *options]
+    return load_config(argument_parser().parse_args(arguments(tiny_data, tmp_path, *words)))
+
+
+def test_a_schedule_in_epochs(tiny_data, tmp_path):
+    cfg = in_iterations(in_epochs(tiny_data, tmp_path))
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (24, (12, 22))  # 21.6 iterations are rounded up
+    assert (cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD, cfg.SOLVER.WARMUP_ITERS) == (3, 5, 4)
+    assert in_iterations(cfg) is cfg, "once"
+
+
+def test_the_trainer_counts_epochs_of_the_reference(tiny_data, tmp_path):
+    """Written for 5 processes and run by one: one image an iteration, as many epochs."""
+    trainer = Trainer(in_epochs(tiny_data, tmp_path, "SOLVER.REFERENCE_WORLD_SIZE", "5"))
+    assert trainer.max_iter == 120 and trainer.cfg.SOLVER.IMS_PER_BATCH == 1

@@ -1,7 +1,7 @@
 """The formulas of the papers, written as they read: what the fast paths of nlnet_d2 are measured against.
 
 Each function computes what a module of nlnet_d2 computes, with the parameters of that module. Every matrix of
-a formula is formed, in the order of the text.
+a formula is formed, in the order of the text, by the library that PyTorch's own layers multiply with.
 """
 
 import torch
@@ -12,6 +12,7 @@ from nlnet_d2.backbones.vit import Attention, ViT
 from nlnet_d2.blocks.context import GlobalContext
 from nlnet_d2.blocks.nonlocal_ import NonLocal
 from nlnet_d2.layers.position_embedding import resize_positions
+from nlnet_d2.layers.products import use_onednn
 from nlnet_d2.layers.relative_position import relative_positions
 from nlnet_d2.layers.windows import window_partition, window_unpartition
 
@@ -45,6 +46,7 @@ def attention(q, k, v, table_h, table_w, q_hw, k_hw) -> torch.Tensor:
     return logits.flatten(4).flatten(2, 3).softmax(-1) @ v
 
 
+@use_onednn(False)
 def vit(net: ViT, image: torch.Tensor) -> torch.Tensor:
     """arXiv 2203.16527, section 3: (N, 3, H, W) -> (N, C, H / patch, W / patch)."""
     x = net.patch_embed(image)
@@ -67,6 +69,7 @@ def _vit_attention(attn: Attention, x: torch.Tensor) -> torch.Tensor:
     return attn.proj(y.transpose(1, 2).reshape(count, height, width, channels))
 
 
+@use_onednn(False)
 def mvit(net: MViT, image: torch.Tensor) -> list[torch.Tensor]:
     """arXiv 2112.01526, section 4.1: (N, 3, H, W) -> the maps of all stages."""
     x, features = net.patch_embed(image), []

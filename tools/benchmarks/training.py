@@ -9,30 +9,35 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from benchmarks import literal
-from benchmarks.backbones import TINY_MVIT, TINY_VIT
+from benchmarks.backbones import TINY_MVIT, TINY_SLOWFAST, TINY_VIT
 from benchmarks.blocks import BOTH, compare, randomize
 from benchmarks.measure import Case, Pair
 from nlnet_d2.backbones.mvit import MViT
+from nlnet_d2.backbones.resnet import ContextResNet
+from nlnet_d2.backbones.video.slowfast import SlowFast
 from nlnet_d2.backbones.vit import ViT
 from nlnet_d2.blocks.nonlocal_ import NonLocal
 from nlnet_d2.config import add_nlnet_config
 
 
 def cases(quick: bool) -> list[Case]:
-    side = 64 if quick else 512
-    backbones = {
-        "ViTDet-B": (ViT, TINY_VIT if quick else {}),
-        "MViTv2-T": (MViT, TINY_MVIT if quick else {}),
-    }
+    side, clip = (64, (8, 32, 32)) if quick else (512, (32, 224, 224))
+    no_drop = {"drop_path_rate": 0.0}
+    backbones = [
+        ("ViTDet-B", ViT, no_drop | (TINY_VIT if quick else {}), (side, side)),
+        ("MViTv2-T", MViT, no_drop | (TINY_MVIT if quick else {}), (side, side)),
+        ("R50 with GN", ContextResNet, {"norm": "GN", "depth": 18 if quick else 50}, (side, side)),
+        ("SlowFast R50 8x8", SlowFast, TINY_SLOWFAST if quick else {}, clip),
+    ]
     rows = [
         Case(
-            name=f"{name} with activation checkpointing, {side} px",
+            name=f"{name} with activation checkpointing, {size[-1]} px",
             alternative="all activations kept",
-            build=partial(build_checkpointed, net, options, side),
-            work=side,
+            build=partial(build_checkpointed, net, options, size),
+            work=size[-1],
             unit="pixels of the side",
         )
-        for name, (net, options) in backbones.items()
+        for name, net, options, size in backbones
     ]
     detector = f"Mask R-CNN R50, non-local block at res4, {side} px"
     rows.append(
@@ -48,13 +53,12 @@ def cases(quick: bool) -> list[Case]:
     return rows
 
 
-def build_checkpointed(net: type, options: dict, side: int, device) -> Pair:
+def build_checkpointed(net: type, options: dict, size: tuple[int, ...], device) -> Pair:
     kept, recomputed = (
-        randomize(net(drop_path_rate=0.0, use_act_checkpoint=flag, **options)).to(device)
-        for flag in (False, True)
+        randomize(net(use_act_checkpoint=flag, **options)).to(device) for flag in (False, True)
     )
     recomputed.load_state_dict(kept.state_dict())
-    image = torch.randn(1, 3, side, side, device=device)
+    image = torch.randn(1, 3, *size, device=device)
     ours, other = (
         compare(lambda x, m=m: list(m(x).values()), None, BOTH, image, parameters=list(m.parameters())).ours
         for m in (recomputed, kept)

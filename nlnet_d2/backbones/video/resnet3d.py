@@ -164,6 +164,7 @@ class ResNet3D(Backbone):
         in_channels: 3 for RGB.
         out_features: names of the stages to return.
         freeze_at: number of stages to freeze, the stem counted (BN becomes FrozenBN there).
+        use_act_checkpoint: form the activations of the blocks again in the backward pass, see ``recomputed``.
 
     Input (N, in_channels, T, H, W), output a dict of (N, C, T / temporal stride, H / stride, W / stride).
 
@@ -190,6 +191,7 @@ class ResNet3D(Backbone):
         in_channels: int = 3,
         out_features: Sequence[str] = ("res5",),
         freeze_at: int = 0,
+        use_act_checkpoint: bool = False,
     ):
         super().__init__()
         check_choice("MODEL.VIDEO.ARCH", arch, ARCHS)
@@ -214,6 +216,7 @@ class ResNet3D(Backbone):
                 stride_per_block=[strides[i]] + [1] * (len(context) - 1),
                 dilation=res5_dilation if name == "res5" else 1,
                 context_per_block=context,
+                use_act_checkpoint=use_act_checkpoint,
                 norm=norms[i + 1],
             )
             self.add_module(name, nn.Sequential(*stage))
@@ -240,6 +243,7 @@ class ResNet3D(Backbone):
             "in_channels": input_shape.channels,
             "out_features": resnets.OUT_FEATURES,
             "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
+            "use_act_checkpoint": cfg.MODEL.BACKBONE.ACT_CHECKPOINT,
         }
 
     def output_shape(self) -> dict[str, ClipShapeSpec]:
