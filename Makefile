@@ -49,7 +49,7 @@ zoo-table: $(READY)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
-	find nlnet_d2 tests tools projects -name __pycache__ -type d -prune -exec rm -rf {} +
+	find nlnet_d2 nlnet_d2_command tests tools projects -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Every step can be repeated, so whatever interrupted this recipe, the next call goes on. The `find` removes the
 # traces of packages that pip was killed in the middle of (it writes RECORD last) and would take for installed.

@@ -19,14 +19,14 @@ setup(
     long_description=(ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=[*find_packages(include=("nlnet_d2", "nlnet_d2.*")), "nlnet_d2.configs"],
+    packages=[*find_packages(include=("nlnet_d2", "nlnet_d2.*", "nlnet_d2_command")), "nlnet_d2.configs"],
     package_dir={"nlnet_d2.configs": "configs"},  # the recipes; config/zoo.py finds them, installed or not
     package_data={
         "nlnet_d2.configs": ["**/*.yaml", "README.md"],
         "nlnet_d2.reporting": ["templates/*.html"],
     },
     data_files=[("share/nlnet_d2", ["tools/install_detectron2.py", "tools/detectron2_stand_in.py"])],
-    entry_points={"console_scripts": ["nlnet-d2 = nlnet_d2.cli:main"]},
+    entry_points={"console_scripts": ["nlnet-d2 = nlnet_d2_command:main"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.4",

@@ -7,7 +7,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = sorted((ROOT / "nlnet_d2").rglob("*.py"))
-SOURCES = PACKAGE + sorted((ROOT / "tools").glob("*.py")) + sorted((ROOT / "projects").rglob("*.py"))
+COMMAND = sorted((ROOT / "nlnet_d2_command").glob("*.py"))
+TOOLS = sorted((ROOT / "tools").glob("*.py")) + sorted((ROOT / "projects").rglob("*.py"))
+SOURCES = PACKAGE + COMMAND + TOOLS
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 ABOVE_MODEL = {"layers", "blocks", "backbones", "modeling"}

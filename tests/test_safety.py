@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-SOURCES = sorted(p for folder in ("nlnet_d2", "tools", "projects") for p in (ROOT / folder).rglob("*.py"))
+FOLDERS = ("nlnet_d2", "nlnet_d2_command", "tools", "projects")
+SOURCES = sorted(p for folder in FOLDERS for p in (ROOT / folder).rglob("*.py"))
 YAML_FILES = [p for folder in ("configs", "projects", "tests/data") for p in (ROOT / folder).rglob("*.yaml")]
 # Called so, a function is safe; without these keywords it is not.
 NEEDED = {

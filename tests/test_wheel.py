@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ("nlnet_d2", "configs", "tools", "setup.py", "pyproject.toml", "README.md", "LICENSE", "NOTICE")
+FOLDERS = ("nlnet_d2", "nlnet_d2_command", "configs", "tools")
+SOURCES = (*FOLDERS, "setup.py", "pyproject.toml", "README.md", "LICENSE", "NOTICE")
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +51,7 @@ def installed(wheel, tmp_path):
 
 def test_every_file_of_the_package_and_every_recipe_is_in_the_wheel(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    sources = {
-        f"nlnet_d2/{path.relative_to(ROOT / 'nlnet_d2')}" for path in (ROOT / "nlnet_d2").rglob("*.py")
-    }
+    sources = {str(path.relative_to(ROOT)) for path in ROOT.glob("nlnet_d2*/**/*.py")}
     recipes = {f"nlnet_d2/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.*")}
     assert sources | recipes <= names
     assert any(name.endswith("share/nlnet_d2/install_detectron2.py") for name in names)

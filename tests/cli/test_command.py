@@ -1,17 +1,29 @@
 """The table of sub-commands, and the small ones: models and doctor."""
 
-import importlib
 import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from nlnet_d2.cli import COMMANDS, benchmark, doctor
+from nlnet_d2.cli import COMMANDS, benchmark
 from nlnet_d2.config.zoo import CONFIGS, find_config, list_configs, table_rows
+from nlnet_d2_command import doctor
+
+
+def command_without(*modules, arguments):
+    """``nlnet-d2`` in a process where these modules cannot be imported; that command is all it imports."""
+    script = (
+        f"import sys\nsys.modules.update(dict.fromkeys({modules}))\n"
+        f"from nlnet_d2_command import main\nsys.exit(main({arguments}))"
+    )
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "benchmark"])
 def test_every_command_is_there_and_explains_itself(nlnet, command):
-    assert callable(importlib.import_module(f"nlnet_d2.cli.{command.replace('-', '_')}").main)
     code, out, _ = nlnet(command, "--help")
     assert code == 0 and f"usage: nlnet-d2 {command}" in out
 
@@ -110,3 +122,33 @@ def test_doctor_says_where_detectron2_is_from(nlnet, monkeypatch, version, text)
 
     monkeypatch.setattr(doctor.importlib.metadata, "distribution", Distribution)
     assert text in nlnet("doctor")[1]
+
+
+@pytest.mark.parametrize("module", ["detectron2", "torch", "fvcore"])
+def test_doctor_works_without_what_it_looks_for(module):
+    """Each row is there as far as it can be, and names the remedy; no traceback."""
+    ended = command_without(module, arguments=["doctor"])
+    assert ended.returncode == 2 and not ended.stderr
+    rows = dict(re.findall(r"^(\S+) +(ok|absent|MISSING) +", ended.stdout, re.M))
+    assert rows["numpy"] == rows["Python"] == rows["disk"] == "ok"
+    if module == "detectron2":
+        assert rows["torch"] == "ok" and rows["detectron2"] == "MISSING" and "nlnet_d2" not in rows
+        (installer,) = re.findall(rf"{re.escape(sys.executable)} (.+install_detectron2\.py)", ended.stdout)
+        assert Path(installer).is_file() and ended.stdout.endswith("\nmissing: detectron2\n")
+    else:
+        assert rows["nlnet_d2"] == "MISSING" and f"cannot be imported: import of {module}" in ended.stdout
+        assert ("get it with: pip install torch torchvision" in ended.stdout) == (module == "torch")
+
+
+def test_a_command_without_its_packages_sends_to_the_doctor():
+    ended = command_without("detectron2", arguments=["models"])
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr and not ended.stdout
+    assert ended.stderr.startswith("error: nlnet_d2 extends detectron2, which is not installed. Get it,")
+    assert ended.stderr.endswith("`nlnet-d2 doctor` says what is missing, and how to get it\n")
+
+
+def test_the_list_of_commands_is_printed_without_importing_anything():
+    ended = command_without("torch", "detectron2", "numpy", "nlnet_d2", arguments=["--help"])
+    assert ended.returncode == 0 and "usage: nlnet-d2 COMMAND" in ended.stdout and not ended.stderr
+    ended = command_without("torch", "nlnet_d2", arguments=["trian"])
+    assert ended.returncode == 2 and "did you mean train?" in ended.stderr

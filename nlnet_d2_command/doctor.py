@@ -18,15 +18,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import detectron2
-import torch
-from detectron2.data import MetadataCatalog
-from tabulate import tabulate
-
-import nlnet_d2
-from nlnet_d2.checkpoint.download import cache_folder
-from nlnet_d2.config.zoo import CONFIGS
-
 NEEDED = {
     "torch": "pip install torch torchvision",
     "torchvision": "pip install torch torchvision",
@@ -38,6 +29,8 @@ NEEDED = {
     "safetensors": "pip install safetensors",
     "shapely": "pip install shapely",
     "tqdm": "pip install tqdm",
+    "jinja2": "pip install jinja2",
+    "matplotlib": "pip install matplotlib",
 }
 # Module: what it is for, and how to get it.
 OPTIONAL = {
@@ -63,22 +56,42 @@ class Line:
 
 
 def examine() -> Iterator[Line]:
-    """All lines of the report."""
-    yield Line("ok", "nlnet_d2", f"{nlnet_d2.__version__}, {Path(nlnet_d2.__file__).parent}")
+    """All lines of the report; those about devices, recipes and data where the packages can be imported."""
     yield Line("ok", "Python", f"{platform.python_version()}, {sys.executable}, {platform.platform()}")
-    yield Line("ok", "detectron2", _origin_of_detectron2())
     for module, remedy in NEEDED.items():
         yield _module(module, "MISSING", remedy)
     for module, (purpose, remedy) in OPTIONAL.items():
         yield _module(module, "absent", f"{remedy} ({purpose})")
+    yield Line("ok", "disk", f"{shutil.disk_usage('.').free / 2**30:.0f} GiB free in {os.getcwd()}")
+    try:
+        import nlnet_d2
+    except Exception as error:
+        if not importlib.util.find_spec("detectron2"):
+            yield Line("MISSING", "detectron2", str(error))
+        else:
+            yield Line("MISSING", "nlnet_d2", f"cannot be imported: {error}")
+        return
+    yield Line("ok", "detectron2", _origin_of_detectron2())
+    yield Line("ok", "nlnet_d2", f"{nlnet_d2.__version__}, {Path(nlnet_d2.__file__).parent}")
     yield from _devices()
-    yield Line("ok", "recipes", str(CONFIGS))
+    yield from _recipes_and_weights()
     yield from _data()
-    yield _cache()
+
+
+def _module(module: str, otherwise: str, remedy: str) -> Line:
+    if not importlib.util.find_spec(module):
+        return Line(otherwise, module, f"get it with: {remedy}")
+    try:
+        found = importlib.import_module(module)
+    except Exception as error:  # a broken library may raise anything
+        return Line("MISSING", module, f"cannot be imported ({error}); get it again with: {remedy}")
+    return Line("ok", module, str(getattr(found, "__version__", "there")))
 
 
 def _origin_of_detectron2() -> str:
     """Version, who built it, and whether its operators are compiled."""
+    import detectron2
+
     compiled = not (importlib.util.find_spec("detectron2._C").origin or "").endswith(".py")
     operators = "compiled operators" if compiled else "no compiled operators: rotated boxes are not available"
     folder = Path(detectron2.__file__).parent
@@ -94,17 +107,9 @@ def _origin_of_detectron2() -> str:
     return f"{distribution.version}, installed from {place}, {operators}"
 
 
-def _module(module: str, otherwise: str, remedy: str) -> Line:
-    if not importlib.util.find_spec(module):
-        return Line(otherwise, module, f"get it with: {remedy}")
-    try:
-        found = importlib.import_module(module)
-    except Exception as error:  # a broken library may raise anything
-        return Line("MISSING", module, f"cannot be imported ({error}); get it again with: {remedy}")
-    return Line("ok", module, str(getattr(found, "__version__", "there")))
-
-
 def _devices() -> Iterator[Line]:
+    import torch
+
     if not torch.cuda.is_available():
         build = (
             f"PyTorch is built for CUDA {torch.version.cuda}"
@@ -117,10 +122,24 @@ def _devices() -> Iterator[Line]:
         memory = properties.total_memory / 2**30
         yield Line("ok", f"GPU {index}", f"{properties.name}, {memory:.0f} GiB, CUDA {torch.version.cuda}")
     yield Line("ok", "CPU", f"{os.cpu_count()} cores, PyTorch uses {torch.get_num_threads()} threads")
-    yield Line("ok", "disk", f"{shutil.disk_usage('.').free / 2**30:.0f} GiB free in {os.getcwd()}")
+
+
+def _recipes_and_weights() -> Iterator[Line]:
+    from nlnet_d2.checkpoint.download import cache_folder
+    from nlnet_d2.config.zoo import CONFIGS
+
+    yield Line("ok", "recipes", str(CONFIGS))
+    folder = cache_folder()
+    files = [path for path in folder.glob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in files) / 1e9
+    offline = os.environ.get("NLNET_D2_OFFLINE", "") not in ("", "0")
+    note = ", NLNET_D2_OFFLINE forbids downloads" if offline else ""
+    yield Line("ok", "downloaded weights", f"{len(files)} files, {size:.1f} GB in {folder}{note}")
 
 
 def _data() -> Iterator[Line]:
+    from detectron2.data import MetadataCatalog
+
     root = os.environ.get("DETECTRON2_DATASETS")
     text = root if root else f"not set: {os.path.abspath('datasets')}"
     yield Line("ok", "DETECTRON2_DATASETS", text)
@@ -131,22 +150,15 @@ def _data() -> Iterator[Line]:
         yield Line("ok" if there else "absent", name, file if there else f"expected {os.path.abspath(file)}")
 
 
-def _cache() -> Line:
-    folder = cache_folder()
-    files = [path for path in folder.glob("*") if path.is_file()]
-    size = sum(path.stat().st_size for path in files) / 1e9
-    offline = os.environ.get("NLNET_D2_OFFLINE", "") not in ("", "0")
-    note = ", NLNET_D2_OFFLINE forbids downloads" if offline else ""
-    return Line("ok", "downloaded weights", f"{len(files)} files, {size:.1f} GB in {folder}{note}")
-
-
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.parse_args(argv)
     lines = list(examine())
-    print(tabulate([(line.name, line.state, line.value) for line in lines], tablefmt="plain"))
+    for line in lines:
+        value = line.value.replace("\n", "\n" + 34 * " ")
+        print(f"{line.name:23}  {line.state:7}  {value}")
     missing = [line.name for line in lines if line.state == "MISSING"]
     print(f"missing: {', '.join(missing)}" if missing else "everything that is needed is there")
     return 2 if missing else 0
