@@ -108,7 +108,7 @@ def recognise(
 
 
 def _convert(tensors: Mapping[str, torch.Tensor], model: nn.Module, source: Source) -> Conversion:
-    own = model.state_dict()
+    own, tensors = model.state_dict(), source.stack(tensors)
     report = LoadReport(source.name, expects=source.expects)
     report.dropped = {name: why for name in tensors if (why := source.reason_to_drop(name))}
     renamed: dict[str, str] = {}

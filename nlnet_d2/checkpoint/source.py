@@ -18,6 +18,7 @@ class Source:
     marks: (pattern, dimensions): each must match the name of some tensor, of so many dimensions (0: any).
     absent: patterns that match no name. The origin is recognised by marks and absent.
     drops: (pattern, reason): tensors that no model here has a use for.
+    stacked: parts of names, of which the tensors are one tensor here: see ``stack``.
     renames: (pattern, replacement), applied one after the other to each remaining name. The result is a name
         of ours, of the whole model or from the backbone on.
     ops: (pattern of our names, operation): changes to the tensors, all that match, in order.
@@ -31,6 +32,7 @@ class Source:
     marks: tuple[tuple[str, int], ...]
     absent: tuple[str, ...] = ()
     drops: tuple[tuple[str, str], ...] = ()
+    stacked: tuple[str, ...] = ()
     renames: tuple[tuple[str, str], ...] = ()
     ops: tuple[tuple[str, TensorOp], ...] = ()
     fills: tuple[tuple[str, float, str], ...] = ()
@@ -47,6 +49,18 @@ class Source:
     def reason_to_drop(self, name: str) -> str | None:
         """Why a tensor of this origin is left out, or None if it is not."""
         return next((reason for pattern, reason in self.drops if re.search(pattern, name)), None)
+
+    def stack(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """With those tensors put together whose names differ in a part of ``stacked`` alone, under the first
+        name: N of (..., A, B) become (..., N, A, B). What lacks a partner of its shape stays as it is.
+        """
+        result = dict(tensors)
+        for name in [n for n in tensors if self.stacked and self.stacked[0] in n]:
+            names = [name.replace(self.stacked[0], part) for part in self.stacked]
+            shapes = {tensors[n].shape if n in tensors else None for n in names}
+            if len(shapes) == 1 and tensors[name].ndim > 1:
+                result[name] = torch.stack([result.pop(n) for n in names], dim=-3)
+        return result
 
     def rename(self, name: str) -> str:
         """Our name for a tensor of this origin."""

@@ -93,6 +93,24 @@ def resize_kernel(weight: torch.Tensor, target: Target) -> torch.Tensor:
     return F.interpolate(weight, size=target.shape[2:], mode="bicubic", align_corners=False)
 
 
+def hwio_to_oihw(weight: torch.Tensor, _: Target) -> torch.Tensor:
+    """2-D kernel of JAX (H, W, I, O) -> (O, I, H, W)."""
+    return weight.permute(3, 2, 0, 1) if weight.ndim == 4 else weight
+
+
+def dense(weight: torch.Tensor, _: Target) -> torch.Tensor:
+    """Kernel of a linear layer in JAX (I, O) -> (O, I); I may be several dimensions: heads and channels."""
+    return weight.flatten(end_dim=-2).t() if weight.ndim > 1 else weight
+
+
+def fuse_qkv(qkv: torch.Tensor, target: Target) -> torch.Tensor:
+    """Query, key and value in JAX, kernels (I, 3, heads, D) or biases (3, heads, D) -> (3 * heads * D[, I]),
+    for a block of as many heads; the same weights in others would mean something else.
+    """
+    fits = qkv.ndim > 2 and qkv.shape[-2] == target.block.num_heads
+    return qkv.flatten(-3).t() if fits else qkv
+
+
 def drop_background(rows: torch.Tensor, target: Target) -> torch.Tensor:
     """Rows of a classifier (1 + K, ...) whose class 0 is the background -> (K, ...)."""
     return rows[1:] if rows.shape[0] == target.shape[0] + 1 else rows

@@ -113,7 +113,11 @@ def test_recognition_is_by_one_table_only():
 
 REFUSED = {
     "bit": {"resnet/block1/unit01/a/standardized_conv2d/kernel": [1, 1, 64, 64]},
-    "vit-jax": {"Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel": [768, 12, 64]},
+    "vit-hybrid": {
+        "conv_root/kernel": [7, 7, 3, 64],
+        "embedding/kernel": [1, 1, 1024, 768],
+        "Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel": [768, 12, 64],
+    },
     "mvit-video": {
         "patch_embed.proj.weight": [96, 3, 3, 7, 7],
         "blocks.0.attn.pool_q.weight": [96, 1, 3, 3, 3],

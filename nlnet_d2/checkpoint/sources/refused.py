@@ -22,10 +22,11 @@ SOURCES = (
         why="pre-activation ResNets (v2) with standardised kernels",
     ),
     _network(
-        "vit-jax",
-        "ViT-B_16.npz of Google's vision_transformer",
-        (r"^Transformer/encoderblock_0/MultiHeadDotProductAttention_\d/query/kernel$", 3),
-        why="ViTs in the lay-out of JAX; timm publishes the same weights under its own names, which load",
+        "vit-hybrid",
+        "R50+ViT-B_16.npz of Google's vision_transformer",
+        (r"(^|/)conv_root/kernel$", 4),
+        (r"Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel$", 3),
+        why="ViTs on top of a ResNet",
     ),
     _network(
         "convnext",
