@@ -1,7 +1,8 @@
 """The command ``nlnet-d2``: its table of sub-commands and its doctor.
 
-Both work where torch or detectron2 are missing, and the table at once: the package ``nlnet_d2``, which imports
-them, is imported by the sub-commands in ``nlnet_d2/cli``. Exit codes: ``nlnet_d2/engine/errors.py``.
+Both work where torch or detectron2 are missing, and the table at once: only the sub-commands in
+``nlnet_d2/cli`` import the package ``nlnet_d2``, and with it those. Exit codes: see
+``nlnet_d2/engine/errors.py``.
 """
 
 import difflib

@@ -96,6 +96,7 @@ class QueryDifference:
     jensen_shannon: float
 
 
+@torch.no_grad()
 def query_difference(rows: torch.Tensor) -> QueryDifference:
     """The difference of recorded rows (N, Q, heads, ...), see ``record_attention``.
 

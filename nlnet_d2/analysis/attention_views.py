@@ -9,6 +9,7 @@ from torch import nn
 
 from nlnet_d2.analysis.attention_maps import (
     QueryDifference,
+    attention_modules,
     grid_points,
     query_difference,
     record_attention,
@@ -81,6 +82,13 @@ def view(model: nn.Module, sample: dict, frames: np.ndarray, points: np.ndarray)
         for name, rows in maps.items()
     ]
     return View(frames, tuple(sides[-2:].tolist()), points, blocks)
+
+
+def what_is_not_drawn(model: nn.Module) -> str:
+    """A sentence about the blocks of heads, which look at one object each; empty if there are none."""
+    names = [name for name in attention_modules(model) if not name.startswith("backbone.")]
+    how = "record_attention in nlnet_d2/analysis/attention_maps.py records them"
+    return f"Not drawn, for they are outside of the backbone: {', '.join(names)}; {how}." if names else ""
 
 
 def _preprocess(model: nn.Module, sample: dict) -> ImageList:

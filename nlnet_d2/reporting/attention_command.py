@@ -16,7 +16,7 @@ from torch import nn
 
 from nlnet_d2.analysis.attention_maps import attention_modules
 from nlnet_d2.analysis.attention_pictures import draw_view, strongest_positions
-from nlnet_d2.analysis.attention_views import View
+from nlnet_d2.analysis.attention_views import View, what_is_not_drawn
 from nlnet_d2.engine.errors import ConfigError
 from nlnet_d2.inference.config import predict_config
 from nlnet_d2.inference.predictor import takes_clips, trained_model
@@ -89,6 +89,8 @@ def _model_and_points(cfg: CfgNode, scene: Scene, args: argparse.Namespace) -> t
             "this model does not find people itself (MODEL.PEOPLE.NAME is empty): choose a point, --point X Y"
         )
     model = trained_model(cfg).eval()
+    if outside := what_is_not_drawn(model):
+        logger.warning(outside)
     if args.point:
         return model, np.array(args.point)
     if not attention_modules(model.backbone):

@@ -9,7 +9,7 @@ from torch import nn
 
 from nlnet_d2.analysis.attention_maps import attention_modules
 from nlnet_d2.analysis.attention_pictures import draw_view
-from nlnet_d2.analysis.attention_views import View
+from nlnet_d2.analysis.attention_views import View, what_is_not_drawn
 from nlnet_d2.checkpoint.checkpointer import CheckpointError
 from nlnet_d2.engine.errors import ConfigError
 from nlnet_d2.inference.predictor import takes_clips, trained_model
@@ -47,14 +47,15 @@ def attention_section(run: RunFolder, compared: list[Pairs], count: int) -> Sect
         model = trained_model(cfg).eval()
     except (CheckpointError, ConfigError) as error:
         return Section(TITLE, [f"Not drawn: {error}"])
+    notes = [outside] if (outside := what_is_not_drawn(model)) else []
     if not attention_modules(model.backbone):
-        return Section(TITLE, ["The backbone of this model has no attention."])
+        return Section(TITLE, ["The backbone of this model has no attention.", *notes])
     views = {c.name: _look(model, cfg, c) for c in chosen[:count]}
     pictures = {
         f"{name}: what the green point sees": data_url(draw_view(_some_blocks(view), 0), WIDTH)
         for name, view in views.items()
     }
-    return Section(TITLE, tables=[_differences(views)], pictures=pictures)
+    return Section(TITLE, notes, [_differences(views)], pictures=pictures)
 
 
 def _look(model: nn.Module, cfg: CfgNode, compared: Compared) -> View:

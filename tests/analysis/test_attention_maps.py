@@ -35,6 +35,7 @@ def test_rows_of_clip_blocks():
     torch.testing.assert_close(rows.flatten(3)[:, 0, 0], block.attention(x)[:, 2 * 36 + 1 * 6 + 2])
 
 
+@pytest.mark.filterwarnings("error:Converting a tensor with requires_grad")
 @pytest.mark.parametrize("block", [SimplifiedNonLocal(8), GlobalContext(8, reduction=2)])
 def test_context_blocks_look_the_same_from_everywhere(block):
     x = torch.randn(2, 8, 5, 6)

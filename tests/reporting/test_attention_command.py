@@ -37,6 +37,18 @@ TINY_RESNET = f"""
 _BASE_: {CONFIG}
 DATASETS: {{TRAIN: [], TEST: []}}
 """
+BLOCKS_IN_HEAD = (
+    TINY_RESNET
+    + """
+MODEL:
+  MASK_ON: False
+  KEYPOINT_ON: True
+  ROI_KEYPOINT_HEAD:
+    NAME: ContextKeypointHead
+    CONV_DIMS: [16, 16]
+    BLOCKS: [{NAME: NonLocal, AT: {convs: [1]}}]
+"""
+)
 TINY_CLIPS = f"""
 _BASE_: {ROOT}/configs/ava/Base-Slow.yaml
 MODEL:
@@ -101,6 +113,16 @@ def test_pictures_and_numbers(output_dir, picture, tmp_path, text):
     for block in numbers["blocks"].values():
         assert 0 <= block["cosine"] <= 0.5
         assert len(block["strongest"]) == 2
+
+
+@pytest.mark.parametrize("context", ["", "  CONTEXT: {BLOCKS: []}\n"], ids=["backbone too", "head only"])
+def test_blocks_of_heads_are_named(output_dir, picture, tmp_path, capsys, caplog, context):
+    """They see one object each, and are not in the pictures."""
+    code = draw(output_dir(BLOCKS_IN_HEAD + context), picture, tmp_path / "out", "--point", "10", "20")
+    assert code == (2 if context else 0)
+    messages = caplog.text + capsys.readouterr().err
+    assert "outside of the backbone: roi_heads.keypoint_head.conv_fcn_relu2.1; record_attention" in messages
+    assert ("there is nothing to draw" in messages) == bool(context)
 
 
 def test_clips(output_dir, tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from nlnet_d2.data.errors import DataError
+from nlnet_d2.reporting import attention_section
 from nlnet_d2.reporting.cards import choose_cards
 from nlnet_d2.reporting.page import report
 from nlnet_d2.reporting.results import Table
@@ -92,6 +93,11 @@ def test_actions(ava_run, tmp_path):
     text, _ = read(report(ava_run, tmp_path / "page.html", attention=1))
     for expected in ("Results on tiny_clips_val", "mAP PERSON_MOVEMENT", "carry", "slow.res4.0.after_add.0"):
         assert expected in text, expected
+
+
+def test_blocks_outside_of_the_backbone_are_named(coco_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(attention_section, "what_is_not_drawn", lambda model: "Not drawn: those of heads.")
+    assert "Not drawn: those of heads." in read(report(coco_run, tmp_path / "page.html", attention=1))[0]
 
 
 def test_a_folder_with_next_to_nothing(coco_run, copy):
