@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from nlnet_d2.checkpoint.checkpointer import CheckpointError
 from nlnet_d2.data.errors import DataError
@@ -15,7 +15,13 @@ class ConfigError(ValueError):
 
 
 class Diverged(FloatingPointError):
-    """Training produced a number that is not finite."""
+    """Training produced a number that is not finite; ``batch`` are the samples of this process that may be
+    the reason.
+    """
+
+    def __init__(self, message: str, batch: Sequence[Mapping] = ()):
+        super().__init__(message)
+        self.batch = batch
 
 
 EXIT_CODES = {ConfigError: 2, DataError: 3, CheckpointError: 3, FloatingPointError: 4}

@@ -1,7 +1,8 @@
 """One iteration of training, on any device: forward, backward, report, update."""
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -19,8 +20,8 @@ from nlnet_d2.engine.loader import TrainLoader, sample_name
 class TrainStep(SimpleTrainer):
     """Detectron2's ``SimpleTrainer`` and ``AMPTrainer`` in one, also on the CPU.
 
-    Unlike them, all processes learn of a loss that is not finite, and of a wish to stop, in the same
-    iteration, so that none is left waiting for the others.
+    Unlike them, all processes learn of a loss or gradient that is not finite, and of a wish to stop, in the
+    same iteration, so that none is left waiting for the others.
 
     Args:
         model, data_loader, optimizer: as in ``SimpleTrainer``.
@@ -32,6 +33,7 @@ class TrainStep(SimpleTrainer):
     Attributes:
         stop_requested: set it to ask all processes to stop.
         stop: whether, as of this iteration, any process asked to.
+        gradient_norm: of the last gradient that was finite, before clipping.
     """
 
     def __init__(
@@ -47,10 +49,11 @@ class TrainStep(SimpleTrainer):
         self.precision, self.accumulate = precision, accumulate
         self.grad_scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
         self.stop_requested = self.stop = False
+        self.gradient_norm = math.nan
 
     def run_step(self) -> None:
         """Raises:
-        Diverged: a loss is not finite; the weights are still those of the last iteration.
+        Diverged: a loss or the gradient is not finite; the weights are still those of the last iteration.
         """
         start = time.perf_counter()
         batch = next(self._data_loader_iter)
@@ -92,32 +95,50 @@ class TrainStep(SimpleTrainer):
         try:
             return self.model(batch)
         except FloatingPointError as error:  # the proposals look at themselves before there are losses
-            raise self._diverged(str(error), _file_names(batch)) from error
+            raise self._diverged(str(error), _names(batch), batch) from error
 
     def _report(self, losses: Mapping[str, torch.Tensor], batch: list[dict]) -> None:
         """Store the losses, averaged over all processes in one transfer together with the stop flag."""
         own = torch.stack(list(losses.values()))
-        shared = torch.cat([own, own.new_tensor([self.stop_requested])])
+        shared = torch.cat([own, self._norm_of_gradient().to(own), own.new_tensor([self.stop_requested])])
         if comm.get_world_size() > 1:
             dist.all_reduce(shared)
-        *sums, stop = shared.tolist()
+        *values, norm, stop = (value / comm.get_world_size() for value in shared.tolist())
         self.stop = stop > 0
-        means = {name: value / comm.get_world_size() for name, value in zip(losses, sums, strict=True)}
-        if not torch.isfinite(shared).all():
-            names = [] if torch.isfinite(own).all() else _file_names(batch)
-            files = [name for process in comm.all_gather(names) for name in process]
-            shown = ", ".join(f"{name} = {value:.6g}" for name, value in means.items())
-            raise self._diverged(f"the loss is not finite: {shown}", files)
-        get_event_storage().put_scalars(total_loss=sum(means.values()), **means)
+        means = dict(zip(losses, values, strict=True))
+        self._require_finite(means, norm, batch, own_is_finite=bool(torch.isfinite(own).all()))
+        get_event_storage().put_scalars(total_loss=sum(values), **means)
 
-    def _diverged(self, what: str, files: list[str]) -> Diverged:
+    def _norm_of_gradient(self) -> torch.Tensor:
+        norms = [p.grad.norm() for p in self.model.parameters() if p.grad is not None]
+        return torch.stack(norms).norm(keepdim=True) / self.grad_scaler.get_scale()
+
+    def _require_finite(
+        self, losses: Mapping[str, float], norm: float, batch: list[dict], own_is_finite: bool
+    ) -> None:
+        """Raise Diverged in all processes, with the samples of those whose own losses are to blame."""
+        if math.isfinite(norm):
+            self.gradient_norm = norm
+        loss_is_finite = math.isfinite(sum(losses.values()))
+        # In float16 the gradient may overflow: then GradScaler skips the update and lowers its scale.
+        if loss_is_finite and (math.isfinite(norm) or self.grad_scaler.is_enabled()):
+            return
+        suspects = [] if own_is_finite and not loss_is_finite else batch
+        names = [name for process in comm.all_gather(_names(suspects)) for name in process]
+        what = "the gradient" if loss_is_finite else "the loss"
+        shown = ", ".join(f"{name} = {value:.6g}" for name, value in losses.items())
+        raise self._diverged(f"{what} is not finite: {shown}", names, suspects)
+
+    def _diverged(self, what: str, names: list[str], batch: Sequence[Mapping]) -> Diverged:
         rate = max(group["lr"] for group in self.optimizer.param_groups)
         return Diverged(
-            f"iteration {self.iter}, learning rate {rate:.6g}: {what}"
-            + "".join(f"\n  in the batch: {file}" for file in files)
-            + "\nLower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS, or look at the annotations of the images"
+            f"iteration {self.iter}, learning rate {rate:.6g}, norm of the last finite gradient "
+            f"{self.gradient_norm:.6g}: {what}"
+            + "".join(f"\n  in the batch: {name}" for name in names)
+            + "\nLower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS, or look at the annotations of these",
+            batch,
         )
 
 
-def _file_names(batch: list[dict]) -> list[str]:
+def _names(batch: list[dict]) -> list[str]:
     return [sample_name(record) for record in batch]

@@ -14,8 +14,9 @@ from detectron2.utils import comm
 from nlnet_d2.checkpoint import load_weights
 from nlnet_d2.checkpoint.checkpointer import CheckpointError, TrainingCheckpointer
 from nlnet_d2.engine.averaging import AverageWeights
+from nlnet_d2.engine.diverged_batch import write_batch
 from nlnet_d2.engine.early_stopping import StopEarly, StoppedEarly
-from nlnet_d2.engine.errors import ConfigError
+from nlnet_d2.engine.errors import ConfigError, Diverged
 from nlnet_d2.engine.hooks import KeepBest, KeepLast, SeedIterations, StopOnSignal
 from nlnet_d2.engine.launch import distribute
 from nlnet_d2.engine.loader import (
@@ -141,7 +142,7 @@ class Trainer(DefaultTrainer):
 
         Raises:
             ReadError: a sample cannot be read; what was trained is saved.
-            Diverged: a loss is not finite.
+            Diverged: a loss or gradient is not finite; the batch is in OUTPUT_DIR.
         """
         if isinstance(self.data_loader, TrainLoader):
             self.data_loader.seed, self.data_loader.start_iter = self.seed, self.start_iter
@@ -154,6 +155,12 @@ class Trainer(DefaultTrainer):
             if self.iter > self.start_iter:
                 self.iter -= 1  # the last that is complete
                 self.save_progress()
+            raise
+        except Diverged as error:
+            if error.batch:
+                path = Path(self.cfg.OUTPUT_DIR, f"diverged_batch_rank{comm.get_rank()}.pth")
+                write_batch(path, error.batch)
+                logger.error("The batch of iteration %d is in %s", self.iter, path)
             raise
         finally:
             self.step.close()

@@ -43,6 +43,7 @@ def train_three_steps(folder, accumulate):
             with pytest.raises(Diverged) as stopped:
                 step.run_step()
             report["error"] = str(stopped.value)
+            report["suspects"] = [d["file_name"] for d in stopped.value.batch]
     report["local_rank"] = comm.get_local_rank()
     Path(folder, f"rank{comm.get_rank()}.json").write_text(json.dumps(report))
     if comm.get_world_size() > 1:
@@ -67,6 +68,7 @@ def test_two_processes_equal_one(tmp_path, accumulate):
     assert (first["local_rank"], second["local_rank"]) == (0, 1)
     for report in (first, second):  # the images of the process whose loss was broken, in both
         assert "1.5.jpg" in report["error"] and "0.5.jpg" not in report["error"]
+    assert first["suspects"] == [] and second["suspects"] == ["1.5.jpg", "2.0.jpg"]
 
 
 def test_more_processes_than_gpus(tmp_path):
