@@ -5,7 +5,6 @@ them hours later. ``check_coco`` finds them all, ``ava_check`` does it for clips
 run that would train on them.
 """
 
-import json
 import logging
 import os
 from collections import Counter
@@ -21,6 +20,7 @@ from tqdm import tqdm
 from nlnet_d2.data.annotation_check import AnnotationCheck
 from nlnet_d2.data.ava_check import check_ava
 from nlnet_d2.data.datasets.ava import AvaSource, ava_source, is_ava
+from nlnet_d2.data.datasets.coco import read_json
 from nlnet_d2.data.errors import DataError, Finding, has_id, item_name
 from nlnet_d2.data.image_files import image_problem
 from nlnet_d2.data.paths import safe_join
@@ -155,8 +155,7 @@ def check_coco(
 
 def _read_json(json_file: str) -> tuple[dict, list[Finding]]:
     try:
-        with open(json_file, encoding="utf-8") as f:
-            return json.load(f), []
+        return read_json(json_file), []
     except OSError as error:
         return {}, [Finding(json_file, "", "", "a readable file", error.strerror, "correct the path")]
     except (ValueError, RecursionError) as error:

@@ -1,9 +1,14 @@
 """One's own COCO-format data, registered without writing Python."""
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import create_keypoint_hflip_indices
+from tiny_run import CONFIG
 
 from nlnet_d2 import add_nlnet_config
 from nlnet_d2.data.datasets.coco import (
@@ -14,6 +19,7 @@ from nlnet_d2.data.datasets.coco import (
     register_from_config,
 )
 from nlnet_d2.data.errors import DataError
+from nlnet_d2.engine.run import main
 
 
 def config_with(*entries):
@@ -47,6 +53,23 @@ def test_detectron2_reads_it(own, mask_format, training_mapper):
     assert instances.gt_boxes.tensor.tolist() == [[5, 6, 25, 16]]
     assert instances.gt_keypoints.tensor.shape == (1, 3, 3)
     assert instances.gt_masks.get_bounding_boxes().tensor.tolist() == [[5, 6, 25, 16]]
+
+
+def test_a_run_parses_each_file_once(tiny_data, tmp_path, monkeypatch):
+    """Registered, checked and loaded; what is loaded later is what the file then holds."""
+    parsed, stock, folder = [], json.load, tmp_path / "data"
+    shutil.copytree(tiny_data, folder)
+    monkeypatch.setattr(json, "load", lambda f, **kw: parsed.append(Path(f.name).name) or stock(f, **kw))
+    sets = [["--dataset", f"once_{s}", str(folder / f"{s}.json"), str(folder / s)] for s in ("train", "val")]
+    options = ["DATASETS.TRAIN", "['once_train']", "DATASETS.TEST", "['once_val']", "SOLVER.MAX_ITER", "1"]
+    command = ["--config-file", str(CONFIG), *sum(sets, []), *options, "OUTPUT_DIR", str(tmp_path)]
+    assert main(command) == 0
+    assert parsed.count("train.json") == 1
+    records = DatasetCatalog.get("once_train")
+    assert len(records) == 12 and all(len(record["annotations"]) == 2 for record in records)
+    content = json.loads((folder / "train.json").read_text())
+    (folder / "train.json").write_text(json.dumps(content | {"annotations": content["annotations"][:2]}))
+    assert sum(len(record["annotations"]) for record in DatasetCatalog.get("once_train")) == 2
 
 
 def test_a_name_stands_for_one_data_set(own):

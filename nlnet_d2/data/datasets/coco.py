@@ -7,14 +7,19 @@ import difflib
 import json
 import os
 import re
+from typing import Any
+from unittest.mock import patch
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
+from detectron2.data.datasets import load_coco_json
+from pycocotools.coco import COCO
 
 from nlnet_d2.data.errors import DataError
 
 SKELETON_COLOUR = (102, 204, 255)  # RGB, for Detectron2's Visualizer
+# Content of the files that are registered and not loaded yet, by name and time: parsing COCO's takes seconds.
+_PARSED: dict[tuple[str, int], Any] = {}
 
 
 def register_from_config(cfg: CfgNode) -> None:
@@ -47,16 +52,46 @@ def register_coco_data(name: str, json_file: str, image_root: str) -> None:
         if (known.get("json_file"), known.get("image_root")) != (json_file, image_root):
             raise DataError(f"data set {name!r} is registered already, with other files: rename this one")
         return
-    metadata = category_metadata(_read_categories(json_file), json_file)
-    register_coco_instances(name, metadata, json_file, image_root)
+    try:
+        content = read_json(json_file)
+    except ValueError as error:
+        raise DataError(f"{json_file}: not valid JSON ({error}); is the file truncated?") from error
+    metadata = category_metadata(_categories(content, json_file), json_file)
+    _PARSED[_key(json_file)] = content
+    DatasetCatalog.register(name, lambda: _load(json_file, image_root, name))
+    MetadataCatalog.get(name).set(
+        json_file=json_file, image_root=image_root, evaluator_type="coco", **metadata
+    )
 
 
-def _read_categories(json_file: str) -> list[dict]:
+def read_json(json_file: str) -> Any:
+    """The content of a JSON file, not to be changed; errors as those of ``open`` and ``json.load``."""
+    key = _key(json_file)
+    if key in _PARSED:
+        return _PARSED[key]
     with open(json_file, encoding="utf-8") as f:
-        try:
-            content = json.load(f)
-        except ValueError as error:
-            raise DataError(f"{json_file}: not valid JSON ({error}); is the file truncated?") from error
+        return json.load(f)
+
+
+def _key(json_file: str) -> tuple[str, int]:
+    return os.path.abspath(json_file), os.stat(json_file).st_mtime_ns
+
+
+def _load(json_file: str, image_root: str, name: str) -> list[dict]:
+    """Detectron2's records of a data set; its reader takes what the registration has parsed."""
+
+    def parsed(_: str) -> COCO:
+        coco, coco.dataset = COCO(), read_json(json_file)
+        coco.createIndex()
+        return coco
+
+    with patch("pycocotools.coco.COCO", parsed):
+        records = load_coco_json(json_file, image_root, name)
+    _PARSED.pop(_key(json_file), None)
+    return records
+
+
+def _categories(content: Any, json_file: str) -> list[dict]:
     categories = content.get("categories") if isinstance(content, dict) else None
     if not isinstance(categories, list) or not categories:
         raise DataError(f"{json_file}: categories: expected a list that is not empty, got {categories}")
