@@ -24,7 +24,7 @@ from nlnet_d2.layers.layer_norm import ChannelNorm, TokenNorm
 from nlnet_d2.layers.mlp import Mlp, init_linear
 from nlnet_d2.layers.patch_embed import PatchEmbed
 from nlnet_d2.layers.position_embedding import resize_positions
-from nlnet_d2.layers.products import Linear, linear
+from nlnet_d2.layers.products import Linear
 from nlnet_d2.layers.recompute import recomputed
 from nlnet_d2.layers.relative_position import decomposed_bias
 from nlnet_d2.layers.windows import window_partition, window_unpartition
@@ -72,13 +72,12 @@ class Attention(nn.Module):
 
     def _project(self, x: torch.Tensor, window: int) -> tuple:
         """What ``attend`` takes: q, k, v (N', heads, H' * W', C / heads) and positions; and (H', W')."""
-        if window:  # the bias comes after the partition: padding tokens have one too
-            qkv = window_partition(linear(x, self.qkv.weight), window)
-            qkv = qkv + self.qkv.bias.to(qkv.dtype)
-        else:
-            qkv = self.qkv(x)
+        qkv = self.qkv(x)
+        if window:  # the padding is zero before the projection, and the bias after it
+            qkv = window_partition(qkv, window, self.qkv.bias.to(qkv.dtype))
         hw = qkv.shape[1:3]
-        q, k, v = qkv.flatten(1, 2).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+        parts = qkv.flatten(1, 2).unflatten(2, (3, self.num_heads, -1)).unbind(2)
+        q, k, v = (part.transpose(1, 2) for part in parts)
         positions = decomposed_bias(q, self.rel_pos_h, self.rel_pos_w, hw, hw) if self.has_positions else ()
         return q, k, v, positions, hw
 

@@ -9,11 +9,11 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from nlnet_d2.layers.products import batched_product, is_recorded, prefers_onednn
+from nlnet_d2.layers.products import batched_product, is_recorded
 from nlnet_d2.layers.switch import Switch
 
 # Numbers of the map that ``blocks`` forms at once, a few MB: they should stay in the cache.
-BLOCK = 2**19
+BLOCK = 2**20
 # Maps of at most so many numbers are kept for the backward pass, larger ones formed again.
 KEEP = 2**16
 
@@ -59,9 +59,9 @@ def augmented(q, k, v, rel_h=None, rel_w=None):
 def blocks(q, k, v, rel_h=None, rel_w=None):
     """The formula for a few maps, or a few queries of one map, at a time, in place, in the cache.
 
-    Without positions the fused kernel is better, unless it multiplies with the slower library.
+    Without positions there is a fused kernel that does the same.
     """
-    if rel_h is None and not prefers_onednn(q):
+    if rel_h is None:
         return scaled_dot_product_attention(q, k, v)
     if torch.is_grad_enabled():
         return _Blocks.apply(q, k, v, rel_h, rel_w)
@@ -70,10 +70,10 @@ def blocks(q, k, v, rel_h=None, rel_w=None):
 
 def _blocks_forward(q, k, v, rel_h, rel_w, kept: list[torch.Tensor] | None = None) -> torch.Tensor:
     """The parts of the map are appended to ``kept``."""
-    out = q.new_empty(*q.shape[:3], v.shape[3])
+    out = q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)  # heads side by side
     if q.shape[2] * k.shape[2] > BLOCK:  # several pieces read them
         k, v = k.contiguous(), v.contiguous()
-    q_rows, out_rows = _in_rows(rel_h, q, out)
+    q_rows, out_rows = (t.unflatten(2, rel_h.shape[2:4]) for t in (q, out))  # (N, heads, qh, qw, d)
     for piece in _pieces(q_rows.shape, k.shape[2]):
         part = _map_of(piece, q_rows, k, rel_h, rel_w)
         v_part = v[piece[:2]].flatten(0, 1)
@@ -81,12 +81,6 @@ def _blocks_forward(q, k, v, rel_h, rel_w, kept: list[torch.Tensor] | None = Non
         if kept is not None:
             kept.append(part)
     return out
-
-
-def _in_rows(rel_h: torch.Tensor | None, *tensors: torch.Tensor) -> list[torch.Tensor]:
-    """(N, heads, Lq, d) -> (N, heads, qh, qw, d); without positions every query is a row."""
-    rows = (-1, 1) if rel_h is None else rel_h.shape[2:4]
-    return [t.unflatten(2, rows) for t in tensors]
 
 
 def _pieces(shape: torch.Size, keys: int) -> Iterator[tuple[slice, slice, slice]]:
@@ -106,10 +100,9 @@ def _map_of(piece, q_rows, k, rel_h, rel_w) -> torch.Tensor:
     """The softmax over the keys for a piece: (maps * heads, rows * qw, Lk)."""
     q_part = q_rows[piece].flatten(2, 3).flatten(0, 1) * k.shape[-1] ** -0.5
     logits = batched_product(q_part, k[piece[:2]].flatten(0, 1))
-    if rel_h is not None:
-        grid = logits.view(*rel_h[piece].shape, rel_w.shape[-1])  # (maps, heads, rows, qw, kh, kw)
-        grid += rel_h[piece].unsqueeze(-1)
-        grid += rel_w[piece].unsqueeze(-2)
+    grid = logits.view(*rel_h[piece].shape, rel_w.shape[-1])  # (maps, heads, rows, qw, kh, kw)
+    grid += rel_h[piece].unsqueeze(-1)
+    grid += rel_w[piece].unsqueeze(-2)
     return torch.softmax(logits, -1, out=logits)
 
 
@@ -118,7 +111,6 @@ class _Blocks(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, rel_h, rel_w):
-        q, k, v = (t.contiguous() for t in (q, k, v))
         kept = [] if q.shape[2] * k.shape[2] <= KEEP else None
         out = _blocks_forward(q, k, v, rel_h, rel_w, kept)
         ctx.save_for_backward(q, k, v, rel_h, rel_w, out, *(kept or ()))
@@ -127,24 +119,24 @@ class _Blocks(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, d_out):
-        q, k, v, rel_h, rel_w, out, *kept = ctx.saved_tensors
-        q, out, d_out = _in_rows(rel_h, q, out, d_out)
+        q, k, v, rel_h, rel_w, out, *kept = ctx.saved_tensors  # of q, k, v views: nothing twice
+        q, k, v, d_out = (t.contiguous() for t in (q, k, v, d_out))
+        q, out, d_out = (t.unflatten(2, rel_h.shape[2:4]) for t in (q, out, d_out))
         d_q, d_k, d_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        d_rel = [None if rel is None else torch.empty_like(rel) for rel in (rel_h, rel_w)]
+        d_rel_h, d_rel_w = torch.empty_like(rel_h), torch.empty_like(rel_w)
         for i, piece in enumerate(_pieces(q.shape, k.shape[2])):
             part = kept[i] if kept else _map_of(piece, q, k, rel_h, rel_w)
             q_part, out_part, d_out_part = (t[piece].flatten(2, 3).flatten(0, 1) for t in (q, out, d_out))
             k_part, v_part, d_k_part, d_v_part = (t[piece[:2]].flatten(0, 1) for t in (k, v, d_k, d_v))
-            d_v_part += batched_product(part.transpose(1, 2), d_out_part.transpose(1, 2))
+            d_v_part += batched_product(d_out_part.transpose(1, 2), part.transpose(1, 2)).transpose(1, 2)
             d_logits = batched_product(d_out_part, v_part)
             d_logits.sub_((d_out_part * out_part).sum(-1, keepdim=True)).mul_(part)
-            if rel_h is not None:
-                grid = d_logits.view(*rel_h[piece].shape, rel_w.shape[-1])  # (maps, heads, rows, qw, kh, kw)
-                d_rel[0][piece], d_rel[1][piece] = grid.sum(-1), grid.sum(-2)
+            grid = d_logits.view(*rel_h[piece].shape, rel_w.shape[-1])  # (maps, heads, rows, qw, kh, kw)
+            d_rel_h[piece], d_rel_w[piece] = grid.sum(-1), grid.sum(-2)
             d_logits *= k.shape[-1] ** -0.5
-            d_k_part += batched_product(d_logits.transpose(1, 2), q_part.transpose(1, 2))
+            d_k_part += batched_product(q_part.transpose(1, 2), d_logits.transpose(1, 2)).transpose(1, 2)
             d_q[piece] = batched_product(d_logits, k_part.transpose(1, 2)).view_as(d_q[piece])
-        return d_q.flatten(2, 3), d_k, d_v, *d_rel
+        return d_q.flatten(2, 3), d_k, d_v, d_rel_h, d_rel_w
 
 
 IMPLEMENTATIONS = {f.__name__: f for f in (explicit, blocks, augmented)}

@@ -4,20 +4,24 @@ import torch
 from torch.nn import functional as F
 
 
-def window_partition(x: torch.Tensor, size: int) -> torch.Tensor:
-    """Cut a map into windows, row by row; zeros are added at the right and bottom where they do not fit.
+def window_partition(x: torch.Tensor, size: int, padding: torch.Tensor | None = None) -> torch.Tensor:
+    """Cut a map into windows, row by row; where they do not fit, the map is padded at the right and bottom.
 
     Args:
         x: (N, H, W, C).
         size: side of a window.
+        padding: (C,), what the added positions hold; None for zeros.
 
     Returns:
         (N * ceil(H / size) * ceil(W / size), size, size, C)
     """
     height, width, channels = x.shape[1:]
     below, right = -height % size, -width % size
-    if below or right:
+    if (below or right) and padding is None:
         x = F.pad(x, (0, 0, 0, right, 0, below))
+    elif below or right:
+        inside, x = x, padding.expand(len(x), height + below, width + right, -1).clone()
+        x[:, :height, :width] = inside
     x = x.view(-1, (height + below) // size, size, (width + right) // size, size, channels)
     return x.transpose(2, 3).reshape(-1, size, size, channels)
 

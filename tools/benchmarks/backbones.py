@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from torch import nn
 
 import nlnet_d2
 from benchmarks import literal
@@ -13,16 +14,19 @@ from nlnet_d2.backbones.mvit import MViT
 from nlnet_d2.backbones.video.slowfast import SlowFast, slow_frames
 from nlnet_d2.backbones.vit import ViT
 
-try:
-    from detectron2.modeling.backbone.vit import ViT as UpstreamViT  # in upstream's main only
+try:  # in upstream's main only
+    from detectron2.modeling.backbone.mvit import MViT as UpstreamMViT
+    from detectron2.modeling.backbone.vit import ViT as UpstreamViT
 except ImportError:
-    UpstreamViT = None
+    UpstreamMViT = UpstreamViT = None
 
 try:
     from pytorchvideo.models.slowfast import create_slowfast
 except ImportError:
     create_slowfast = None
 
+UPSTREAM = "detectron2"
+NORM = {"norm_layer": partial(nn.LayerNorm, eps=1e-6)}  # as in upstream's configs
 TINY_VIT = {"img_size": 64, "embed_dim": 48, "depth": 3, "num_heads": 2, "window_size": 3}
 TINY_VIT["global_block_indexes"] = (2,)
 TINY_MVIT = {"img_size": 64, "embed_dim": 16, "depths": (1, 1, 2, 1), "window_size": 16}
@@ -37,9 +41,8 @@ def vit(quick: bool) -> list[Case]:
         (1024, BOTH): Goal(1.6, 0.42),
     }
     sides = (64,) if quick else (512, 1024)
-    settings = [(LITERAL, side, passes) for passes in (FORWARD, BOTH) for side in sides]
-    if UpstreamViT:
-        settings += [("detectron2", side, FORWARD) for side in sides]
+    others = [LITERAL, UPSTREAM] if UpstreamViT else [LITERAL]
+    settings = [(other, side, passes) for other in others for passes in (FORWARD, BOTH) for side in sides]
     return [
         Case(
             name=f"ViTDet-B, {passes}, {side} px",
@@ -54,42 +57,71 @@ def vit(quick: bool) -> list[Case]:
 
 
 def build_vit(options: dict, side: int, passes: str, alternative: str, device) -> Pair:
-    options = {"drop_path_rate": 0.0, **options}
+    options = {"drop_path_rate": 0.0, "window_size": 14, **options}
     net = randomize(ViT(**options)).eval().to(device)
     image = torch.randn(1, 3, side, side, device=device)
-    other = partial(literal.vit, net)
-    if alternative == "detectron2":
+    if alternative == UPSTREAM:
         windowed = [i for i, block in enumerate(net.blocks) if block.window]
         options = {k: v for k, v in options.items() if k != "global_block_indexes"}
-        upstream = UpstreamViT(window_block_indexes=windowed, use_rel_pos=True, **options).eval().to(device)
+        upstream = (
+            UpstreamViT(window_block_indexes=windowed, use_rel_pos=True, **NORM, **options).eval().to(device)
+        )
         upstream.load_state_dict(net.state_dict())
+        return beside(upstream, net, passes, image)
+    return compare(
+        lambda x: net(x)["last_feat"],
+        partial(literal.vit, net),
+        passes,
+        image,
+        parameters=list(net.parameters()),
+    )
 
-        def other(x):
-            return upstream(x)["last_feat"]
 
-    parameters = list(net.parameters())
-    return compare(lambda x: net(x)["last_feat"], other, passes, image, parameters=parameters)
+def beside(upstream: nn.Module, net: nn.Module, passes: str, image: torch.Tensor) -> Pair:
+    """Two backbones with the same names of parameters."""
+    names = [name for name, _ in net.named_parameters()]
+    ours, other = (
+        compare(
+            lambda x, model=model: list(model(x).values()),
+            None,
+            passes,
+            image,
+            parameters=[model.get_parameter(name) for name in names],
+        ).ours
+        for model in (net, upstream)
+    )
+    return Pair(ours, other)
 
 
 def mvit(quick: bool) -> list[Case]:
     goals = {(512, FORWARD): Goal(1.4, 0.62), (1024, FORWARD): Goal(1.6, 0.77)}
-    settings = [(64, FORWARD), (64, BOTH)] if quick else [(512, FORWARD), (1024, FORWARD), (512, BOTH)]
+    sizes = [(64, FORWARD), (64, BOTH)] if quick else [(512, FORWARD), (1024, FORWARD), (512, BOTH)]
+    others = [LITERAL, UPSTREAM] if UpstreamMViT else [LITERAL]
+    settings = [(other, *size) for other in others for size in sizes]
     return [
         Case(
             name=f"MViTv2-T, {passes}, {side} px",
-            alternative=LITERAL,
-            build=partial(build_mvit, TINY_MVIT if quick else {}, side, passes),
+            alternative=alternative,
+            build=partial(build_mvit, TINY_MVIT if quick else {}, side, passes, alternative),
             work=side,
             unit="pixels of the side",
             goal=goals.get((side, passes), Goal()),
         )
-        for side, passes in settings
+        for alternative, side, passes in settings
     ]
 
 
-def build_mvit(options: dict, side: int, passes: str, device) -> Pair:
+def build_mvit(options: dict, side: int, passes: str, alternative: str, device) -> Pair:
     net = randomize(MViT(drop_path_rate=0.0, **options)).eval().to(device)
     image = torch.randn(1, 3, side, side, device=device)
+    if alternative == UPSTREAM:
+        ends = [i for i in range(len(net.blocks)) if i in net._stage_of_last_block]
+        options = {key: value for key, value in options.items() if key in ("img_size", "embed_dim")}
+        if net.blocks[0].shape.window:
+            options["adaptive_window_size"] = net.blocks[0].shape.window
+        upstream = UpstreamMViT(depth=ends[-1] + 1, last_block_indexes=ends, **NORM, **options)
+        upstream.eval().to(device).load_state_dict(net.state_dict())
+        return beside(upstream, net, passes, image)
     other = partial(literal.mvit, net)
     return compare(lambda x: list(net(x).values()), other, passes, image, parameters=list(net.parameters()))
 
