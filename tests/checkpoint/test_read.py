@@ -45,6 +45,16 @@ def test_torch_files(tmp_path, zipped, container):
     check(tmp_path / "weights.pkl")
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_weights_of_a_gpu_are_read_without_one(tmp_path, monkeypatch, zipped):
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        torch.save({"model": WEIGHTS}, tmp_path / "weights.pyth", _use_new_zipfile_serialization=zipped)
+    assert b"cuda:0" in (tmp_path / "weights.pyth").read_bytes()
+    check(tmp_path / "weights.pyth")
+    assert all(tensor.device.type == "cpu" for tensor in read_tensors(tmp_path / "weights.pyth").values())
+
+
 def test_parameters_and_views(tmp_path):
     layer = torch.nn.Linear(3, 2)
     content = {"weight": layer.weight, "transposed": layer.weight.t(), "row": layer.weight[1]}

@@ -114,6 +114,16 @@ def test_resume_from_the_checkpoint_before_a_damaged_one_is_exact(
     assert "can be resumed (model_final.pth: " in capsys.readouterr().err
 
 
+def test_a_run_without_a_good_checkpoint_does_not_begin_anew(tiny_data, tmp_path, capsys):
+    for iteration in (2, 5):
+        (tmp_path / f"model_000000{iteration}.pth").write_bytes(b"PK\x03\x04 and no more")
+    (tmp_path / "last_checkpoint").write_text("model_0000005.pth")
+    assert main(arguments(tiny_data, tmp_path, *OPTIONS, flags=("--resume",))) == 3
+    message = capsys.readouterr().err
+    assert re.search("model_0000005.pth: .*; model_0000002.pth: .* again without --resume", message)
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000005.pth"
+
+
 def test_average_parts_and_precision_resume_exactly(tiny_data, tmp_path, monkeypatch):
     """With SOLVER.EMA, ACCUMULATE and AMP; model_ema.pth is that of the uninterrupted run too."""
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"

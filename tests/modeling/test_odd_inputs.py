@@ -1,4 +1,4 @@
-"""Images without objects, of one pixel, and detectors that find nothing: for each kind of head."""
+"""Images without objects, of one pixel, none at all; detectors that find nothing: for each kind of head."""
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ from detectron2.structures import Boxes, Instances, Keypoints, PolygonMasks
 from detectron2.utils.events import EventStorage
 from tiny_run import CONFIG
 
+from nlnet_d2.backbones.resnet import ContextResNet
 from nlnet_d2.engine.config import argument_parser, load_config
 
 NO_DATA = ("DATASETS.TRAIN", "[]", "DATASETS.TEST", "[]", "MODEL.DEVICE", "cpu")
@@ -53,6 +54,16 @@ def test_training_on_images_without_objects(kind, objects):
     assert all(loss.isfinite() for loss in losses.values()), losses
     sum(losses.values()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("modulated", [False, True])
+@pytest.mark.parametrize("shape", [(0, 3, 64, 64), (1, 3, 1, 1)])
+def test_deformable_convolutions_of_no_images_and_of_one_pixel(shape, modulated):
+    backbone = ContextResNet(deform_on_per_stage=[False, True, True, True], deform_modulated=modulated)
+    maps = backbone(torch.zeros(shape))
+    assert [tuple(x.shape[:2]) for x in maps.values()] == [(shape[0], 256 * 2**i) for i in range(4)]
+    sum(x.sum() for x in maps.values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in backbone.parameters())
 
 
 @pytest.mark.parametrize("kind", KINDS)
