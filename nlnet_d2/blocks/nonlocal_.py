@@ -181,7 +181,8 @@ class NonLocal(nn.Module):
     ) -> torch.Tensor:
         """y = f / C(x) g: (N, P, C')."""
         if self.mode.endswith("gaussian"):
-            theta = theta * (self.scale * theta.shape[-1] ** 0.5)  # ``attend`` scales by C'^-1/2
+            if self.scale == 1.0:
+                theta = theta * theta.shape[-1] ** 0.5  # ``attend`` scales by C'^-1/2
             return attend(*(t.unsqueeze(1) for t in (theta, phi, g))).squeeze(1)  # one head
         if self.mode == "dot_product" and order == "reassociated":
             return theta @ (phi.transpose(1, 2) @ (g / g.shape[1]))  # divided first: half precision
