@@ -1,4 +1,4 @@
-"""SIGKILL at random points, also within a save: the resumed run ends as one that was never killed."""
+"""SIGKILL at many points, also within a save: the resumed run ends as one that was never killed."""
 
 import random
 import signal
@@ -11,7 +11,12 @@ from tiny_run import arguments, environment
 
 OPTIONS = {"SOLVER.MAX_ITER": "9", "SOLVER.CHECKPOINT_PERIOD": "2", "DATASETS.TEST": "[]"}
 EMA = {"SOLVER.EMA.ENABLED": "True", "SOLVER.EMA.DECAY": "0.5"}
-KILLS = {1: 7, 2: 4}  # by number of processes
+# By number of processes: (point, rank) of each kill. Two: half of the first checkpoint is written; the other
+# process begins its fourth iteration; the name of the second checkpoint is about to become the last.
+KILLS = {
+    1: [(point, 0) for point in (5, 19, 3, 9, 4, 16, 15)],
+    2: [(7, 0), (4, 1), (12, 0)],
+}
 # Counts down at every step of an iteration and of a save; at 0 the process of the given rank kills itself.
 SCRIPT = """
 import io, os, signal, sys
@@ -66,26 +71,23 @@ def run(script, log, command, point=0, victim=0):
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_again_and_again(tiny_data, tmp_path, processes):
-    script, log, rng = tmp_path / "run.py", tmp_path / "kills", random.Random(processes)
+    script, log = tmp_path / "run.py", tmp_path / "kills"
     script.write_text(SCRIPT)
     words = [word for pair in (OPTIONS | EMA).items() for word in pair]
 
     def command(name, *flags):
         if processes > 1:
-            flags += ("--num-gpus", str(processes), "--dist-url", f"file://{tmp_path}/{rng.random()}")
+            flags += ("--num-gpus", str(processes), "--dist-url", f"file://{tmp_path}/{random.random()}")
         return arguments(tiny_data, tmp_path / name, *words, "DATALOADER.NUM_WORKERS", "1", flags=flags)
 
     assert run(script, log, command("whole")).returncode == 0
-    for kill in range(KILLS[processes]):
-        victim = kill % processes
-        ended = run(
-            script, log, command("killed", "--resume"), rng.randrange(1, 20 if victim == 0 else 5), victim
-        )
-        assert ended.returncode != 0 and len(log.read_text().splitlines()) == kill + 1, ended.stderr
+    for kills, (point, victim) in enumerate(KILLS[processes], start=1):
+        ended = run(script, log, command("killed", "--resume"), point, victim)
+        assert ended.returncode != 0 and len(log.read_text().splitlines()) == kills, ended.stderr
         assert processes > 1 or ended.returncode == -signal.SIGKILL
     ended = run(script, log, command("killed", "--resume"))
     assert ended.returncode == 0, ended.stderr
     kinds = log.read_text().split("\n")
-    assert {"iteration", "half a file"} <= set(kinds), kinds
+    assert {"iteration", "half a file", "rename"} <= set(kinds), kinds
     assert_same_state(tmp_path / "killed", tmp_path / "whole")
     assert not list((tmp_path / "killed").glob("*.tmp"))
