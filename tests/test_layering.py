@@ -30,7 +30,8 @@ MAY_IMPORT = {
 }
 MAY_IMPORT["inference"] = MAY_IMPORT["engine"] | {"inference"}
 MAY_IMPORT["reporting"] = MAY_IMPORT["inference"] | {"reporting"}
-MAY_IMPORT["cli"] = MAY_IMPORT["reporting"] | {"cli"}
+MAY_IMPORT["benchmarks"] = MAY_IMPORT["inference"] | {"benchmarks"}
+MAY_IMPORT["cli"] = MAY_IMPORT["reporting"] | {"benchmarks", "cli"}
 
 
 def imported_modules(path: Path) -> set[str]:

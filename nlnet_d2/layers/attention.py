@@ -145,7 +145,7 @@ use_attention = _attention.use
 
 
 def choose_attention(q: torch.Tensor) -> str:
-    """On a CPU ``blocks``, the fastest as measured (tools/benchmark.py blocks).
+    """On a CPU ``blocks``, the fastest as measured (nlnet-d2 benchmark blocks).
 
     ``augmented`` where its loop would hurt: on GPUs and in recorded graphs; and in half precision, in which
     the fused kernel sums in float32. ``explicit`` on the meta device, where the formula's cost is counted.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nlnet_d2.cli import COMMANDS, benchmark
+from nlnet_d2.cli import COMMANDS
 from nlnet_d2.config.zoo import CONFIGS, find_config, list_configs, table_rows
 from nlnet_d2_command import doctor
 
@@ -22,19 +22,10 @@ def command_without(*modules, arguments):
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "benchmark"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_there_and_explains_itself(nlnet, command):
     code, out, _ = nlnet(command, "--help")
     assert code == 0 and f"usage: nlnet-d2 {command}" in out
-
-
-def test_benchmarks_are_run_in_a_checkout_only(nlnet, monkeypatch, tmp_path):
-    tool = tmp_path / "benchmark.py"
-    monkeypatch.setattr(benchmark, "TOOL", tool)
-    code, _, err = nlnet("benchmark", "blocks")
-    assert code == 2 and "part of the repository, not of the wheel" in err
-    tool.write_text("import sys\nsys.exit(len(sys.argv))\n")
-    assert nlnet("benchmark", "blocks", "--quick")[0] == 3
 
 
 def test_without_a_command_all_are_listed(nlnet):

@@ -1,15 +1,15 @@
 """The benchmarks compare what is equal, refuse what is not, and write rows of one form. No times here."""
 
 import json
-import sys
 from pathlib import Path
 
-import benchmark
 import numpy as np
 import pytest
 import torch
-from benchmarks import report
-from benchmarks.measure import Case, Goal, Pair, WrongNumbers, max_difference, measure, peak_bytes
+
+from nlnet_d2.benchmarks import report
+from nlnet_d2.benchmarks.measure import Case, Goal, Pair, WrongNumbers, max_difference, measure, peak_bytes
+from nlnet_d2.cli import benchmark
 
 CPU = torch.device("cpu")
 FIELDS = {"suite", "case", "alternative", "time_ratio", "memory_ratio", "max_abs_diff"}
@@ -77,20 +77,17 @@ def test_rows_measured_again_replace_the_old(tmp_path, monkeypatch):
         lambda quick: [case(lambda: 1.0, lambda: 1.0, goal=Goal(1e9))],
     )
     paths = [tmp_path / name for name in ("rows.json", "page.md")]
-    command = ["benchmark.py", "vit", "--json", str(paths[0]), "--markdown", str(paths[1]), "--rounds", "2"]
-    monkeypatch.setattr(sys, "argv", command)
     for _ in range(2):
-        benchmark.main()
+        benchmark.main(["vit", "--json", str(paths[0]), "--markdown", str(paths[1]), "--rounds", "2"])
     (row,) = json.loads(paths[0].read_text())
     assert row["rounds"] == 2 and row["goal"] == [1e9, None] and row.keys() >= FIELDS
     page = paths[1].read_text()
-    assert "**≥ 1e+09**" in page and "python tools/benchmark.py vit`" in page and "Not run" in page
+    assert "**≥ 1e+09**" in page and "nlnet-d2 benchmark vit`" in page and "Not run" in page
 
 
-def test_nothing_chosen(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", "vit", "--quick", "--case", "no such case"])
-    with pytest.raises(SystemExit, match="no case of vit has 'no such case' in its name"):
-        benchmark.main()
+def test_nothing_chosen(capsys):
+    assert benchmark.main(["vit", "--quick", "--case", "no such case"]) == 2
+    assert "no case of vit has 'no such case' in its name" in capsys.readouterr().err
 
 
 def test_plot(tmp_path):

@@ -72,9 +72,7 @@ def markdown(rows: list[dict]) -> str:
     for (suite, device, busy), its in by_suite.items():
         flag = ("" if device == "cpu" else f" --device {device}") + (" --busy" if busy else "")
         rounds = ", ".join(sorted({str(row["rounds"]) for row in its}))
-        parts.append(
-            f"## {suite}\n\n`python tools/benchmark.py {suite}{flag}`, {rounds} alternating rounds\n"
-        )
+        parts.append(f"## {suite}\n\n`nlnet-d2 benchmark {suite}{flag}`, {rounds} alternating rounds\n")
         lines = [COLUMNS, ["---"] * len(COLUMNS), *map(cells, its)]
         parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")
     if not any(row["device"] == "cuda" for row in rows):

@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 import nlnet_d2
-from benchmarks import literal
-from benchmarks.blocks import BOTH, FORWARD, LITERAL, compare, randomize
-from benchmarks.measure import Case, Goal, Pair
 from nlnet_d2.backbones.mvit import MViT
 from nlnet_d2.backbones.video.slowfast import SlowFast, slow_frames
 from nlnet_d2.backbones.vit import ViT
+from nlnet_d2.benchmarks import literal
+from nlnet_d2.benchmarks.blocks import BOTH, FORWARD, LITERAL, compare, randomize
+from nlnet_d2.benchmarks.measure import Case, Goal, Pair
 
 try:  # in upstream's main only
     from detectron2.modeling.backbone.mvit import MViT as UpstreamMViT

@@ -8,7 +8,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from benchmarks.measure import Case, Goal, Pair
+from nlnet_d2.benchmarks.measure import Case, Goal, Pair
 from nlnet_d2.data.datasets.ava_files import AvaTable
 from nlnet_d2.data.datasets.label_map import LabelMap
 from nlnet_d2.evaluation.ava import AVA_EVALUATED, evaluate_ava

@@ -15,7 +15,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from benchmarks.measure import Case, Goal, Pair
+from nlnet_d2.benchmarks.measure import Case, Goal, Pair
 from nlnet_d2.config import add_nlnet_config
 from nlnet_d2.data.augmentation import build_mapper
 from nlnet_d2.data.clip_sampler import clip_frames

@@ -8,14 +8,14 @@ from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 
-from benchmarks import literal
-from benchmarks.backbones import TINY_MVIT, TINY_SLOWFAST, TINY_VIT
-from benchmarks.blocks import BOTH, compare, randomize
-from benchmarks.measure import Case, Pair
 from nlnet_d2.backbones.mvit import MViT
 from nlnet_d2.backbones.resnet import ContextResNet
 from nlnet_d2.backbones.video.slowfast import SlowFast
 from nlnet_d2.backbones.vit import ViT
+from nlnet_d2.benchmarks import literal
+from nlnet_d2.benchmarks.backbones import TINY_MVIT, TINY_SLOWFAST, TINY_VIT
+from nlnet_d2.benchmarks.blocks import BOTH, compare, randomize
+from nlnet_d2.benchmarks.measure import Case, Pair
 from nlnet_d2.blocks.nonlocal_ import NonLocal
 from nlnet_d2.config import add_nlnet_config
 

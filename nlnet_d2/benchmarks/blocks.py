@@ -6,8 +6,8 @@ import torch
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from torch import nn
 
-from benchmarks import literal
-from benchmarks.measure import Case, Goal, Pair
+from nlnet_d2.benchmarks import literal
+from nlnet_d2.benchmarks.measure import Case, Goal, Pair
 from nlnet_d2.blocks.context import GlobalContext
 from nlnet_d2.blocks.nonlocal_ import NonLocal
 from nlnet_d2.layers.attention import attend
