@@ -5,12 +5,14 @@ What was published stands once, in the header comment of the config: a sentence 
 """
 
 import re
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
 from detectron2.config import CfgNode, get_cfg
 
 from nlnet_d2.analysis.complexity import RULE, Complexity, build_on_meta, measure
+from nlnet_d2.checkpoint.download import address_of, expected_hash
 from nlnet_d2.config import add_nlnet_config
 from nlnet_d2.config.files import merge_file
 from nlnet_d2.config.zoo import config_files
@@ -25,6 +27,13 @@ command. Both are average precision in percent, on COCO val2017 or AVA. The sour
 augmentation and framework: across sources, compare gains rather than absolute numbers.
 
 Parameters and GFLOPs are ours: `tools/analyze.py` (`--json` for exact integers, `--tree` for every module).
+"""
+WEIGHTS = """\
+## Weights
+
+Downloads are checked as far as a SHA-256 is known: by `nlnet_d2/checkpoint/download.py`, or its beginning by
+the name of the file. Of the others none was found; `MODEL.WEIGHTS` takes it behind any address:
+`https://...#sha256=...`.
 """
 COLUMNS = ("config", "starts from", "params (M)", "GFLOPs", "input", "published", "measured")
 
@@ -98,12 +107,23 @@ def row(path: Path, folder: Path) -> tuple[str, ...]:
     )
 
 
+def weights_row(address: str) -> tuple[str, str]:
+    """The cells of one file of weights: its address, and the SHA-256 that a download must have."""
+    known = expected_hash(address)
+    return address, known + "..." * (0 < len(known) < 64)
+
+
 def table(folder: Path) -> str:
     """The Markdown of ``configs/README.md``."""
     parts = [INTRODUCTION, f"> {RULE}\n"]
     for group in sorted({path.parent for path in config_files(folder)}):
         rows = [row(path, folder) for path in config_files(group)]
-        lines = [COLUMNS, ["---"] * len(COLUMNS), *rows]
-        parts.append(f"## {group.relative_to(folder)}\n")
-        parts.append("\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n")
+        parts += [f"## {group.relative_to(folder)}\n", _markdown(COLUMNS, rows)]
+    addresses = {address_of(read_config(path).MODEL.WEIGHTS) for path in config_files(folder)} - {""}
+    parts += [WEIGHTS, _markdown(("starts from", "SHA-256"), map(weights_row, sorted(addresses)))]
     return "\n".join(parts)
+
+
+def _markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"

@@ -1,7 +1,8 @@
-"""Weights from the network: https only, checked, and cached under what identifies them.
+"""Weights from the network: https only, complete, checked, and cached under what identifies them.
 
 A SHA-256 may follow the address, ``https://host/R-50.pkl#sha256=...``; its beginning may end the file name,
-as in ``resnet50-0676ba61.pth`` of torchvision and in files of timm and OpenMMLab. ``NLNET_D2_OFFLINE=1``
+as in ``resnet50-0676ba61.pth`` of torchvision and in files of timm and OpenMMLab; of some files, ``SHA256``
+knows it. ``NLNET_D2_OFFLINE=1``
 forbids downloads, ``NLNET_D2_CACHE`` is the folder to keep them in.
 """
 
@@ -18,9 +19,35 @@ from nlnet_d2.checkpoint.checkpointer import CheckpointError
 
 logger = logging.getLogger(__name__)
 
-MIRRORS = {"detectron2://": "https://dl.fbaipublicfiles.com/detectron2/"}
+ZOO = "https://dl.fbaipublicfiles.com/detectron2/"
+MIRRORS = {"detectron2://": ZOO}
 MAX_BYTES = 16 << 30
 CHUNK = 1 << 20
+# As others print it who check their downloads of these addresses: those of Detectron2's zoo
+# InterDigitalInc/CompressAI-Vision (scripts/install.sh), the first two and the others also further projects.
+SHA256 = {
+    f"{ZOO}COCO-Detection/faster_rcnn_R_50_FPN_3x/137849458/model_final_280758.pkl": (
+        "3c25caca37baabbff3e22cc9eb0923db165a0c18b867871a3bf3570bac9b7ef0"
+    ),
+    f"{ZOO}COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x/137849600/model_final_f10217.pkl": (
+        "9a737e290372f1f70994ebcbd89d8004dbb3ae30a605fd915a190fa4a782dd66"
+    ),
+    f"{ZOO}COCO-Detection/faster_rcnn_X_101_32x8d_FPN_3x/139173657/model_final_68b088.pkl": (
+        "fe5ad56ff746aa55c5f453b01f8395134e9281d240dbeb473411d4a6b262c9dc"
+    ),
+    f"{ZOO}COCO-InstanceSegmentation/mask_rcnn_X_101_32x8d_FPN_3x/139653917/model_final_2d9806.pkl": (
+        "12f6e1811baf1b4d329c3f5ac5ec52d8f634d3cedc82a13fff55d0c05d84f442"
+    ),
+    "https://dl.fbaipublicfiles.com/mae/pretrain/mae_pretrain_vit_base.pth": (
+        "aec5f0b68e5f3193a00b07bc65a37440db549c15b36b8bea242606cc40c4bc5d"
+    ),
+    "https://download.pytorch.org/models/resnet50-0676ba61.pth": (
+        "0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a"
+    ),
+    "https://download.pytorch.org/models/resnet101-63fe2227.pth": (
+        "63fe2227b86e8f1f2063f43a75c84d195911b6a0eace650907dd3dc62dd49a0a"
+    ),
+}
 HASH_IN_NAME = re.compile(r"-(?!(?:19|20)\d{6}\.)([0-9a-f]{8,64})\.[a-z.]+$")  # but not a date
 
 
@@ -31,14 +58,13 @@ def local_path(source: str) -> Path:
         CheckpointError: not an https address, no network, offline, too large, or of another hash; or a hash
             that is none.
     """
-    for scheme, address in MIRRORS.items():
-        source = address + source.removeprefix(scheme) if source.startswith(scheme) else source
+    source = address_of(source)
     if "://" not in source:
         return Path(source)
     if not source.startswith("https://"):
         raise CheckpointError(f"{source}: weights are downloaded over https only")
     url, _, fragment = source.partition("#")
-    digest = _expected_hash(url, fragment)
+    digest = expected_hash(url, fragment)
     # The whole address is the key: files of the same path on two hosts are two files.
     path = cache_folder() / hashlib.sha256(source.encode()).hexdigest()
     if not path.is_file():
@@ -46,11 +72,18 @@ def local_path(source: str) -> Path:
     return path
 
 
-def _expected_hash(url: str, fragment: str) -> str:
+def address_of(source: str) -> str:
+    """``source``, with the host where it is an address of Detectron2's."""
+    for scheme, address in MIRRORS.items():
+        source = address + source.removeprefix(scheme) if source.startswith(scheme) else source
+    return source
+
+
+def expected_hash(url: str, fragment: str = "") -> str:
     """The SHA-256 that an address promises, the beginning of it, or an empty string."""
     if not fragment:
         in_name = HASH_IN_NAME.search(url)
-        return in_name[1] if in_name else ""
+        return SHA256.get(url) or (in_name[1] if in_name else "")
     given = re.fullmatch("sha256=([0-9a-f]{64})", fragment.lower())
     if not given:
         raise CheckpointError(f"{url}#{fragment}: expected #sha256= and 64 hexadecimal digits")
@@ -92,5 +125,8 @@ def _copy(url: str, file) -> str:
                 raise CheckpointError(f"{url} has more than {MAX_BYTES} bytes")
             sha.update(chunk)
             file.write(chunk)
+    promised = int(response.headers.get("Content-Length", size))
+    if size != promised:  # a connection that breaks looks like an end
+        raise ConnectionError(f"{size} of {promised} bytes arrived")
     file.flush()
     return sha.hexdigest()

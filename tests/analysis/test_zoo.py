@@ -5,8 +5,9 @@ import json
 import pytest
 
 from nlnet_d2.analysis import zoo
+from nlnet_d2.checkpoint.download import address_of
 from nlnet_d2.cli.analyze import main
-from nlnet_d2.config.zoo import CONFIGS
+from nlnet_d2.config.zoo import CONFIGS, config_files
 
 NL = CONFIGS / "coco" / "mask_rcnn_nl_R50_FPN.yaml"
 
@@ -51,6 +52,15 @@ def test_input_sizes():
     assert zoo.input_size(cfg) == (3, 800, 1280)
     cfg.MODEL.FPN.SQUARE_PAD = 1024
     assert zoo.input_size(cfg) == (3, 1024, 1024)
+
+
+def test_weights_of_all_recipes_are_listed_with_their_hash():
+    rows = dict(map(zoo.weights_row, [f"https://{zoo_file}" for zoo_file in ("a/x.pkl", "a/x-0123abcd.pth")]))
+    assert rows == {"https://a/x.pkl": "", "https://a/x-0123abcd.pth": "0123abcd..."}
+    written = (CONFIGS / "README.md").read_text()
+    used = {address_of(zoo.read_config(path).MODEL.WEIGHTS) for path in config_files(CONFIGS)} - {""}
+    for address in used:
+        assert f"| {' | '.join(zoo.weights_row(address))} |" in written, "run `make zoo-table`"
 
 
 def test_row():

@@ -5,6 +5,7 @@ import collections
 import hashlib
 import io
 import pickle
+import re
 import urllib.request
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from nlnet_d2.checkpoint.checkpointer import CheckpointError
-from nlnet_d2.checkpoint.download import local_path
+from nlnet_d2.checkpoint.download import HASH_IN_NAME, SHA256, address_of, local_path
 from nlnet_d2.checkpoint.read import read_tensors, select_tensors
 
 WEIGHTS = {
@@ -132,15 +133,15 @@ def test_what_holds_no_weights(content, match):
 class Web:
     """Stands in for urllib: addresses -> contents; ``asked`` counts the requests."""
 
-    def __init__(self, pages, final=None):
-        self.pages, self.final, self.asked = pages, final, 0
+    def __init__(self, pages, final=None, **headers):
+        self.pages, self.final, self.headers, self.asked = pages, final, headers, 0
 
     def __call__(self, url, timeout):
         self.asked += 1
         if url not in self.pages:
             raise urllib.request.URLError("unknown host")
         response = io.BytesIO(self.pages[url])
-        response.url = self.final or url
+        response.url, response.headers = self.final or url, self.headers
         return response
 
 
@@ -200,6 +201,28 @@ def test_hash_in_the_name_of_a_download(cache, monkeypatch, name):
     monkeypatch.setattr(urllib.request, "urlopen", Web({f"https://a.org/{name}": b"something else"}))
     with pytest.raises(CheckpointError, match=rf"its SHA-256 is .*, not {name[-12:-4]}"):
         local_path(f"https://a.org/{name}")
+    assert not list(cache.iterdir())
+
+
+def test_known_hashes(cache, monkeypatch):
+    """Each belongs to the file that its name, where that has a beginning of it, says; and is checked."""
+    assert all(
+        re.fullmatch("[0-9a-f]{64}", digest) and url.startswith("https://") for url, digest in SHA256.items()
+    )
+    named = {url: HASH_IN_NAME.search(url) for url in SHA256}
+    assert sum(SHA256[url].startswith(found[1]) for url, found in named.items() if found) == 2
+    source = "detectron2://COCO-Detection/faster_rcnn_R_50_FPN_3x/137849458/model_final_280758.pkl"
+    monkeypatch.setattr(urllib.request, "urlopen", Web({address_of(source): b"something else"}))
+    with pytest.raises(CheckpointError, match="its SHA-256 is .*, not 3c25caca37ba"):
+        local_path(source)
+    assert not list(cache.iterdir())
+
+
+def test_a_download_that_breaks_off(cache, monkeypatch):
+    page = {"https://a.org/x.pkl": b"weigh"}
+    monkeypatch.setattr(urllib.request, "urlopen", Web(page, **{"Content-Length": "7"}))
+    with pytest.raises(CheckpointError, match="x.pkl cannot be downloaded: 5 of 7 bytes arrived"):
+        local_path("https://a.org/x.pkl")
     assert not list(cache.iterdir())
 
 
