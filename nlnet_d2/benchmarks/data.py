@@ -111,7 +111,7 @@ def build_jitter(images: int, device) -> Pair:
         "height": 480,
         "width": 640,
         "image_id": 1,
-        "annotations": [box | polygon] * 7,
+        "annotations": [box | polygon for _ in range(7)],
     }
     cfg = get_cfg()
     add_nlnet_config(cfg)
