@@ -166,9 +166,12 @@ def test_bad_data_stop_before_training(tiny_data, tmp_path, capsys):
     json_file, images = write_tiny_data(tmp_path / "broken", images=3)
     content = json.loads(json_file.read_text())
     content["annotations"][1]["category_id"] = 77
+    (images / "000.png").rename(tmp_path / "secret.png")
+    content["images"][0]["file_name"] = "../secret.png"
     json_file.write_text(json.dumps(content))
     data = ("--dataset", "broken", str(json_file), str(images))
     options = (*QUIET, "DATASETS.TRAIN", "['broken']")
     assert main(arguments(tiny_data, tmp_path / "output", *options, flags=data)) == 3
     error = capsys.readouterr().err
     assert "broken.json" in error and "annotation 2" in error and "77" in error
+    assert "../secret.png" in error and "a path in the image folder" in error
