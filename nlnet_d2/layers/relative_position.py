@@ -2,6 +2,9 @@
 
 import torch
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from nlnet_d2.layers.products import is_recorded
 
 
 def relative_positions(table: torch.Tensor, q_size: int, k_size: int) -> torch.Tensor:
@@ -44,6 +47,14 @@ def decomposed_bias(
         rel_h (N, heads, q_height, q_width, k_height), indexed by h', and
         rel_w (N, heads, q_height, q_width, k_width), indexed by w'.
     """
+    arguments = (q, table_h, table_w, q_hw, k_hw)
+    if not torch.is_grad_enabled() or is_recorded():
+        return _products(*arguments)
+    # Products keep their operands, here two rearranged copies of q, for the backward pass.
+    return checkpoint(_products, *arguments, use_reentrant=False, preserve_rng_state=False)
+
+
+def _products(q, table_h, table_w, q_hw, k_hw) -> tuple[torch.Tensor, torch.Tensor]:
     q = q.unflatten(2, q_hw)
     rel_h = torch.einsum("nahwc,hkc->nahwk", q, relative_positions(table_h, q_hw[0], k_hw[0]))
     rel_w = torch.einsum("nahwc,wkc->nahwk", q, relative_positions(table_w, q_hw[1], k_hw[1]))
