@@ -200,11 +200,16 @@ class VideoFile:
         return (2 * (frame.pts - start) * slots + ticks) // (2 * ticks)  # rounded, halves up
 
 
+def require_av(path: str) -> None:
+    """Raises DataError where PyAV is not installed, which reads and writes videos."""
+    if av is None:
+        raise DataError(f"{path}: videos need PyAV, which is not installed: pip install av")
+
+
 @contextmanager
 def _opened(path: str) -> Iterator[tuple]:
     """(container, video stream); whatever FFmpeg finds wrong becomes a DataError that names the file."""
-    if av is None:
-        raise DataError(f"{path}: videos are read by PyAV, which is not installed: pip install av")
+    require_av(path)
     try:
         with av.open(path, metadata_errors="replace") as container:
             stream = next(iter(container.streams.video), None)

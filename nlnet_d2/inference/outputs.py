@@ -54,8 +54,11 @@ def plan_outputs(
     inputs = {Path(path).resolve() for path in (*inputs, boxes) if path}
     for path, times in Counter([*outputs.annotated.values(), outputs.results]).items():
         if times > 1 or path.resolve() in inputs:
-            what = f"{times} inputs would become" if times > 1 else "an input would be replaced by"
-            raise ConfigError(f"--output {output}: {what} {path}; name another folder")
+            if times > 1:
+                what, remedy = f"{times} inputs would become", "predict them one after the other"
+            else:
+                what, remedy = "an input would be replaced by", "name another folder"
+            raise ConfigError(f"--output {output}: {what} {path}; {remedy}")
     try:
         outputs.results.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

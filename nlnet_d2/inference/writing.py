@@ -14,6 +14,7 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 
 from nlnet_d2.data.datasets.ava_files import AvaTable, detection_rows
 from nlnet_d2.data.datasets.label_map import LabelMap
+from nlnet_d2.data.frame_reader import require_av
 from nlnet_d2.inference.predictor import Prediction
 from nlnet_d2.inference.sources import Picture
 
@@ -37,6 +38,7 @@ class VideoWriter:
 
     def write(self, second: float, image: np.ndarray) -> None:
         """Show (H, W, 3) uint8 RGB from ``second`` on. An odd row or column at the border is left out."""
+        require_av(self.path)
         import av  # needed only where a video is read or written
 
         height, width = (side // 2 * 2 for side in image.shape[:2])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from nlnet_d2.data import frame_reader
 from nlnet_d2.data.datasets.ava import load_ava, select_people
 from nlnet_d2.data.datasets.ava_files import read_ava_csv
 from nlnet_d2.data.datasets.label_map import read_label_map
@@ -28,6 +29,7 @@ from nlnet_d2.data.datasets.motions import (
     register_motions,
     write_motions,
 )
+from nlnet_d2.data.errors import DataError
 from nlnet_d2.evaluation.ava import evaluate_ava
 
 PARAMETERS = MotionsParameters("val", count=4, seconds=3)
@@ -121,6 +123,12 @@ def test_registration_draws_on_first_use(tmp_path):
     finally:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
+
+
+def test_without_pyav_nothing_is_drawn(monkeypatch, tmp_path):
+    monkeypatch.setattr(frame_reader, "av", None)
+    with pytest.raises(DataError, match="videos need PyAV, which is not installed: pip install av"):
+        write_motions(MotionsParameters("train", 1, seconds=1), tmp_path)
 
 
 @pytest.mark.parametrize("change", [{"split": "test"}, {"count": 0}, {"seconds": 0}, {"seed": -1}])

@@ -15,8 +15,10 @@ from PIL import Image
 from pycocotools import mask as rle
 from small_videos import write_video
 
+from nlnet_d2.data import frame_reader
 from nlnet_d2.data.datasets.ava_files import read_ava_csv
 from nlnet_d2.data.datasets.label_map import LabelMap
+from nlnet_d2.data.errors import DataError
 from nlnet_d2.engine.errors import ConfigError
 from nlnet_d2.inference.drawing import PERSON_COLOUR, ActionOverlay, draw_objects, enlargement
 from nlnet_d2.inference.outputs import plan_outputs, write_actions, write_objects
@@ -131,6 +133,12 @@ def test_videos_keep_their_times(tmp_path):
     assert not (tmp_path / "nothing.mp4").exists()
 
 
+def test_videos_are_not_written_without_pyav(tmp_path, monkeypatch):
+    monkeypatch.setattr(frame_reader, "av", None)
+    with VideoWriter(tmp_path / "video.mp4") as writer, pytest.raises(DataError, match="pip install av"):
+        writer.write(0.0, np.zeros((8, 8, 3), np.uint8))
+
+
 def test_names_of_the_outputs(tmp_path):
     picture, film = Picture("in/a.jpg"), Video("in/film.avi")
     outputs = plan_outputs(tmp_path / "new" / "found", [picture, film, Camera(0)], ".json")
@@ -145,7 +153,7 @@ def test_outputs_that_would_destroy_something(tmp_path):
     (tmp_path / "file").touch()
     for output, sources, message in (
         (tmp_path, [a], "an input would be replaced by .*a.jpg"),
-        (tmp_path / "out", [a, b], "2 inputs would become .*a.jpg"),
+        (tmp_path / "out", [a, b], "2 inputs would become .*a.jpg; predict them one after"),
         (tmp_path / "out.mp4", [a], "expected a folder; a file .* is for one video"),
         (tmp_path / "out.mp4", [Video("a.mp4"), Video("b.mp4")], "is for one video"),
         (tmp_path / "out.webm", [Video("a.mp4")], "expected a folder; a file .*.mp4"),

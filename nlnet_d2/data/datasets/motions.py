@@ -22,6 +22,7 @@ from tqdm import tqdm
 from nlnet_d2.data.datasets.ava import AvaSource, load_ava
 from nlnet_d2.data.datasets.drawn_folder import draw_once
 from nlnet_d2.data.datasets.label_map import LabelMap, write_label_map
+from nlnet_d2.data.frame_reader import require_av
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +89,7 @@ def write_motions(parameters: MotionsParameters, root: str | Path) -> Path:
 
 
 def _draw(parameters: MotionsParameters, folder: Path) -> None:
+    require_av(str(folder.parent))
     logger.info("Drawing %d videos into %s (once)", parameters.count, folder.parent)
     (folder / "videos").mkdir()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
