@@ -37,10 +37,11 @@ def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def compare(ours, other, passes: str, *inputs: torch.Tensor, parameters=()) -> Pair:
-    """Two functions of ``inputs``; with the backward pass, also the gradients of their mean square."""
+    """Two functions of ``inputs``; with the backward pass, also their gradients, given random ones."""
     leaves = [p for p in parameters if p.requires_grad]
     if passes == BOTH:
         leaves += [x.requires_grad_() for x in inputs]
+    d_maps = []  # made once, so that they count for neither
 
     def run(function):
         with torch.set_grad_enabled(passes == BOTH):
@@ -48,8 +49,10 @@ def compare(ours, other, passes: str, *inputs: torch.Tensor, parameters=()) -> P
         if passes == FORWARD:
             return maps
         maps = [maps] if isinstance(maps, torch.Tensor) else list(maps)
-        loss = sum(x.square().mean() for x in maps)
-        return loss.detach(), *torch.autograd.grad(loss, leaves)
+        if not d_maps:
+            generator = torch.Generator().manual_seed(0)
+            d_maps.extend(torch.randn(x.shape, generator=generator).to(x) for x in maps)
+        return *(x.detach() for x in maps), *torch.autograd.grad(maps, leaves, d_maps)
 
     return Pair(partial(run, ours), partial(run, other))
 

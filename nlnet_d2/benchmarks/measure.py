@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+M_MMAP_THRESHOLD = -3  # of mallopt(3)
+
 
 class Pair(NamedTuple):
     """Two functions without arguments that return the same; ``prepare`` runs before each call, not measured.
@@ -173,11 +175,15 @@ def peak_bytes(call: Callable, device: torch.device, prepare: Callable | None = 
         return torch.cuda.max_memory_allocated() - before
     if not Path("/proc/self/clear_refs").exists():
         return None
-    ctypes.CDLL(None).malloc_trim(0)  # or the call would live on what was freed before
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_THRESHOLD, 1 << 16)  # what is freed goes back at once: gaps in the heap do not count
+    libc.malloc_trim(0)  # or the call would live on what was freed before
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     before = _resident("VmRSS")
     call()
-    return _resident("VmHWM") - before
+    risen = _resident("VmHWM") - before
+    libc.mallopt(M_MMAP_THRESHOLD, 1 << 25)  # for the time measured next, as an allocator in use sets it
+    return risen
 
 
 def _resident(key: str) -> int:

@@ -10,6 +10,7 @@ import math
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from nlnet_d2.blocks.base import BLOCKS, bottleneck_channels
@@ -45,6 +46,21 @@ def choose_order(x: torch.Tensor, keys: int, inner: int) -> str:
     if x.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(x.device.type):
         del costs["gram"]
     return min(costs, key=costs.get)
+
+
+class _Squares(torch.autograd.Function):
+    """X XT, (N, C, M) -> (N, C, C), with the gradients of both factors in one product."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x @ x.transpose(1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_squares):
+        (x,) = ctx.saved_tensors
+        return (d_squares + d_squares.transpose(1, 2)) @ x
 
 
 @BLOCKS.register()
@@ -153,7 +169,7 @@ class NonLocal(nn.Module):
         """
         keys = (self._subsample(x) if self.subsample_at == "before" else x).flatten(2)  # (N, C, M)
         mean = keys.mean(2, keepdim=True)
-        moments = keys @ keys.transpose(1, 2) / keys.shape[2]
+        moments = _Squares.apply(keys) / keys.shape[2]
         moments = torch.cat((torch.cat((moments, mean), 2), F.pad(mean.transpose(1, 2), (0, 1), value=1)), 1)
         convs = (self.theta, self.phi, self.g)
         theta, phi, g = (torch.cat((conv.weight.flatten(1), conv.bias[:, None]), 1) for conv in convs)

@@ -8,7 +8,7 @@ notes: an array is built after all sizes have been checked, from bytes that are 
 import pickle
 import pickletools
 from collections import OrderedDict
-from functools import partial
+from collections.abc import Callable, Sized
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,9 @@ class PickledDtype:
     """``numpy.dtype`` as pickled: a code such as "f4", its byte order in the state."""
 
     def __init__(self, code: str, *_flags: Any):
-        self.dtype = np.dtype(str(code))
+        if not isinstance(code, str):
+            raise CheckpointError("refused: a dtype that is no name; only numbers are admitted")
+        self.dtype = np.dtype(code)
         if self.dtype.kind not in "biuf":
             raise CheckpointError(f"refused: an array of dtype {self.dtype}; only numbers are admitted")
 
@@ -52,6 +54,13 @@ class PickledArray:
         return array.astype(self.dtype.newbyteorder("="))
 
 
+class PickledDict(OrderedDict):
+    """``collections.OrderedDict`` as pickled, without its attributes (the versions of a model's layers)."""
+
+    def __setstate__(self, _: Any) -> None:
+        """Forget them."""
+
+
 def _empty_array(_type: Any, _shape: Any, _code: Any) -> PickledArray:
     return PickledArray()
 
@@ -66,14 +75,14 @@ def _scalar(dtype: PickledDtype, data: bytes) -> PickledArray:
 
 def _encode(text: str, encoding: str) -> bytes:
     if encoding != "latin1":  # Python 3 writes bytes so, for Python 2 to read
-        raise CheckpointError(f"refused: _codecs.encode to {encoding!r}; only latin1 is admitted")
+        raise CheckpointError("refused: _codecs.encode to something else; only latin1 is admitted")
     return text.encode("latin1")
 
 
 ADMITTED = {
-    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "OrderedDict"): PickledDict,
     ("_codecs", "encode"): _encode,
-    ("numpy", "ndarray"): "numpy.ndarray",  # only ever an argument of _reconstruct
+    ("numpy", "ndarray"): None,  # only ever an argument of _reconstruct
     ("numpy", "dtype"): PickledDtype,
     **{(f"numpy.{core}.multiarray", "_reconstruct"): _empty_array for core in ("core", "_core")},
     **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
@@ -82,11 +91,19 @@ ADMITTED = {
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """Unpickles what ``admitted`` names; arrays come as ``PickledArray``."""
+    """Unpickles what ``admitted`` names; arrays come as ``PickledArray``.
+
+    ``file`` is as ``check_opcodes`` needs it, and stands at the pickle. What its calls are given is counted: a
+    pickle may fetch the same megabyte from its memo a thousand times, and each call may make a copy.
+    """
 
     admitted = ADMITTED
 
     def __init__(self, file: Any):
+        start = file.tell()
+        check_opcodes(file)
+        self._left = file.tell() - start
+        file.seek(start)
         super().__init__(file, encoding="latin1")
 
     def find_class(self, module: str, name: str) -> Any:
@@ -96,10 +113,21 @@ class PlainUnpickler(pickle.Unpickler):
                 "tensors alone (torch.save of the state dict, or safetensors) and load that"
             )
         found = self.admitted[module, name]
-        # A fresh class or wrapper: a pickle may set attributes (BUILD), and must not reach what outlives it.
+        # A fresh class or function: a pickle may set attributes (BUILD), and must not reach what outlives it.
         if isinstance(found, type):
-            return type(name, (found,), {})
-        return partial(found) if callable(found) else found
+            methods = {key: self._counted(getattr(found, key)) for key in ("__init__", "__setstate__")}
+            return type(name, (found,), methods)
+        return self._counted(found) if callable(found) else found
+
+    def _counted(self, function: Callable) -> Callable:
+        def call(*args: Any) -> Any:
+            self._left -= sum(len(arg) for arg in args if isinstance(arg, Sized))
+            if self._left < 0:
+                raise CheckpointError("refused: a pickle that hands the same things to calls again and again")
+            return function(*args)
+
+        call.__setstate__ = lambda _: None  # BUILD would copy what it is given into the function
+        return call
 
     def persistent_load(self, pid: Any) -> Any:
         raise CheckpointError("refused: a pickle with persistent ids outside a torch file")
@@ -118,13 +146,10 @@ def check_opcodes(file: Any) -> None:
 
 
 def load_plain_pickle(file: Any) -> Any:
-    """What one pickle at the position of ``file`` (see ``check_opcodes``) holds.
+    """What one pickle at the position of ``file`` (see ``PlainUnpickler``) holds.
 
     Raises:
         CheckpointError: it asks for anything but the admitted names, or for memory beyond its size.
         Exception: of many kinds, if the pickle is damaged; ``read.py`` gives them a name.
     """
-    start = file.tell()
-    check_opcodes(file)
-    file.seek(start)
     return PlainUnpickler(file).load()

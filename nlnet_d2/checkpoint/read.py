@@ -1,6 +1,6 @@
 """Reading a file of weights, of any container that is in use, as a dict of names to tensors.
 
-No file can run code, and none makes the reader allocate more than a small multiple of its own size. The
+No file can run code, and none makes the reader allocate more than a fixed multiple of its own size. The
 container is recognised by its content: suffixes lie (PySlowFast's zoo has torch files and Caffe2 pickles
 under the same ``.pkl``).
 """
@@ -102,11 +102,7 @@ def _check_npz(archive: zipfile.ZipFile) -> None:
     for info in archive.infolist():
         with archive.open(info) as member:
             version = np.lib.format.read_magic(member)
-            header = {
-                (1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0,
-            }
-            shape, _, dtype = header[version](member)
+            shape, _, dtype = NPY_HEADERS[version](member)
             declared = dtype.itemsize * math.prod(shape)
             if declared != info.file_size - member.tell():
                 raise CheckpointError(f"refused: {info.filename} declares {declared} bytes, and has others")
@@ -131,8 +127,10 @@ def select_tensors(content: Any, limit: int | None = None) -> dict[str, torch.Te
         name: value for name, value in content.items() if not isinstance(value, (int, float, str, type(None)))
     }
     for name, value in found.items():
-        if not isinstance(name, str) or not isinstance(value, (torch.Tensor, np.ndarray, PickledArray)):
-            raise CheckpointError(f"no weights: {str(name)[:80]!r} is a {type(value).__name__}, not a tensor")
+        if not isinstance(name, str):
+            raise CheckpointError(f"no weights: a {type(name).__name__} in the place of a name")
+        if not isinstance(value, (torch.Tensor, np.ndarray, PickledArray)):
+            raise CheckpointError(f"no weights: {name[:80]!r} is a {type(value).__name__}, not a tensor")
     if limit is not None and sum(value.nbytes for value in found.values()) > limit:
         raise CheckpointError(f"refused: its tensors take more than {limit} bytes")
     if not found:

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import torch
 
 from nlnet_d2.checkpoint.checkpointer import CheckpointError
-from nlnet_d2.checkpoint.plain_pickle import ADMITTED, PlainUnpickler, check_opcodes
+from nlnet_d2.checkpoint.plain_pickle import ADMITTED, PlainUnpickler
 
 LEGACY_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)  # begins a torch file of before version 1.6
 DTYPES = {
@@ -83,18 +83,16 @@ class TorchScanner(PlainUnpickler):
 
     def persistent_load(self, pid: Any) -> Storage:
         kind, dtype, key, _location, numel = pid[:5]
-        if kind != "storage" or not isinstance(dtype, torch.dtype) or numel < 0:
-            raise CheckpointError(f"refused: an unknown kind of storage, {kind!r}")
-        storage = self.storages.setdefault(str(key), Storage(numel, numel * dtype.itemsize))
+        types = isinstance(dtype, torch.dtype) and isinstance(key, str) and isinstance(numel, int)
+        if kind != "storage" or not types or numel < 0:
+            raise CheckpointError("refused: an unknown kind of storage")
+        storage = self.storages.setdefault(key, Storage(numel, numel * dtype.itemsize))
         if storage.nbytes != numel * dtype.itemsize:
             raise CheckpointError(f"refused: storage {key} is declared with two sizes")
         return storage
 
 
 def _scan(file: BinaryIO) -> dict[str, Storage]:
-    start = file.tell()
-    check_opcodes(file)
-    file.seek(start)
     scanner = TorchScanner(file)
     scanner.load()
     return scanner.storages

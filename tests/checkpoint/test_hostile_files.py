@@ -1,5 +1,6 @@
 """Files made to run code, exhaust the memory or lead astray: each is refused by name, and nothing runs."""
 
+import codecs
 import collections
 import io
 import os
@@ -152,6 +153,41 @@ def test_a_pickle_cannot_change_how_later_files_are_read(tmp_path, name):
     assert before == [dict(vars(found)) for found in ADMITTED.values() if hasattr(found, "__dict__")]
 
 
+def shared():
+    """(name, file, what the error says): small files in which one thing is used many times."""
+    text, pairs, attributes = (
+        "a" * 65536,
+        [(str(i), None) for i in range(2000)],
+        {str(i): i for i in range(2000)},
+    )
+    calls = {
+        "text": (codecs.encode, text, "latin1"),
+        "pairs": (collections.OrderedDict, pairs),
+    }
+    for name, call in calls.items():
+        yield (
+            f"one {name} in many calls",
+            pickle.dumps([Reduces(*call) for _ in range(1000)]),
+            "again and again",
+        )
+    dicts = [Reduces(collections.OrderedDict, state=attributes) for _ in range(1000)]
+    yield "one state of many dicts", pickle.dumps(dicts), "again and again"
+    yield "the same in a torch file", torch_zip(dicts), "again and again"
+    functions = pickle.dumps(attributes, 2)[:-1] + b"0](" + b"c_codecs\nencode\nh\x00b" * 1000 + b"e."
+    yield "one state of many functions", functions, "a list instead of names"
+    nested, keys = "x", frozenset()
+    for _ in range(24):  # written out they would have 100 MB
+        nested, keys = [nested, nested], frozenset([keys, (keys,)])
+    yield "encoding", pickle.dumps({"a": Reduces(codecs.encode, "a", nested)}), "something else"
+    yield "dtype", pickle.dumps({"a": Reduces(np.dtype, nested)}), "a dtype that is no name"
+    yield "name", pickle.dumps({keys: np.ones(3)}), "a frozenset in the place of a name"
+    storages = Declared(4, kind=nested), Declared(4)
+    storages[1].pid = ("storage", torch.FloatStorage, nested, "cpu", 4)
+    for part, storage in zip(("kind", "key"), storages, strict=True):
+        content = torch_zip({"a": tensor_of(storage, (4,), (1,))})
+        yield f"{part} of a storage", content, "an unknown kind of storage"
+
+
 def oversized():
     """(name, file, what the error says): small files that declare a lot."""
     huge, ones = 1 << 40, np.ones(MEGABYTE // 8)
@@ -192,7 +228,9 @@ def oversized():
     yield "safetensors shape", len(tensors).to_bytes(8, "little") + tensors + bytes(8), "SafetensorError"
 
 
-@pytest.mark.parametrize(("content", "match"), [pytest.param(c, m, id=n) for n, c, m in oversized()])
+@pytest.mark.parametrize(
+    ("content", "match"), [pytest.param(c, m, id=n) for n, c, m in (*oversized(), *shared())]
+)
 def test_declared_sizes_are_not_believed(tmp_path, content, match):
     path = write(tmp_path, content)
     tracemalloc.start()

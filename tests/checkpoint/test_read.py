@@ -122,7 +122,7 @@ def test_prefix_of_distributed_training():
         ({"epoch": 3}, "holds no tensors"),
         ([torch.ones(1)], "a list instead of names"),
         ({"model": {"layers": [torch.ones(1)]}}, "'layers' is a list"),
-        ({"a": torch.ones(1), 3: torch.ones(1)}, "'3' is a Tensor"),
+        ({"a": torch.ones(1), 3: torch.ones(1)}, "a int in the place of a name"),
     ],
 )
 def test_what_holds_no_weights(content, match):
