@@ -93,7 +93,7 @@ ADMITTED = {
 class PlainUnpickler(pickle.Unpickler):
     """Unpickles what ``admitted`` names; arrays come as ``PickledArray``.
 
-    ``file`` is as ``check_opcodes`` needs it, and stands at the pickle. What its calls are given is counted: a
+    ``file`` is as ``check_opcodes`` needs it, and stands at the pickle. What calls are given is counted: a
     pickle may fetch the same megabyte from its memo a thousand times, and each call may make a copy.
     """
 

@@ -155,21 +155,11 @@ def test_a_pickle_cannot_change_how_later_files_are_read(tmp_path, name):
 
 def shared():
     """(name, file, what the error says): small files in which one thing is used many times."""
-    text, pairs, attributes = (
-        "a" * 65536,
-        [(str(i), None) for i in range(2000)],
-        {str(i): i for i in range(2000)},
-    )
-    calls = {
-        "text": (codecs.encode, text, "latin1"),
-        "pairs": (collections.OrderedDict, pairs),
-    }
+    pairs, attributes = [(str(i), None) for i in range(2000)], {str(i): i for i in range(2000)}
+    calls = {"text": (codecs.encode, "a" * 65536, "latin1"), "pairs": (collections.OrderedDict, pairs)}
     for name, call in calls.items():
-        yield (
-            f"one {name} in many calls",
-            pickle.dumps([Reduces(*call) for _ in range(1000)]),
-            "again and again",
-        )
+        content = pickle.dumps([Reduces(*call) for _ in range(1000)])
+        yield f"one {name} in many calls", content, "again and again"
     dicts = [Reduces(collections.OrderedDict, state=attributes) for _ in range(1000)]
     yield "one state of many dicts", pickle.dumps(dicts), "again and again"
     yield "the same in a torch file", torch_zip(dicts), "again and again"
