@@ -8,6 +8,7 @@ Both work where torch or detectron2 are missing, and the table at once: only the
 import difflib
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -47,7 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError as error:
         sys.stderr.write(f"error: {error}\n`nlnet-d2 doctor` says what is missing, and how to get it\n")
         return 2
-    return module.main(rest)
+    try:
+        code = module.main(rest)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads the output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
+        return 128 + signal.SIGPIPE
+    return code
 
 
 def _usage() -> str:
@@ -55,5 +62,5 @@ def _usage() -> str:
     return (
         "usage: nlnet-d2 COMMAND [ARGUMENTS]\n\nDetection, segmentation, pose and actions, on Detectron2.\n\n"
         f"{rows}\n\nnlnet-d2 COMMAND --help says more. Exit codes: 0 done, 2 usage or config, 3 data or "
-        f"checkpoint,{os.linesep}4 the loss is not finite, 130 and 143 signals."
+        "checkpoint,\n4 the loss is not finite, 130 and 143 signals."
     )

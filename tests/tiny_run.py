@@ -14,6 +14,7 @@ CONFIG = ROOT / "tests" / "data" / "engine" / "tiny.yaml"
 TRAIN_NET = ROOT / "tools" / "train_net.py"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 CLASSES = ("box", "disc", "cross")
+PATIENCE = 1800  # seconds after which a run that takes some hangs, also on a machine with other work
 
 
 def write_tiny_data(folder: Path, images: int, seed: int = 0) -> tuple[Path, Path]:
@@ -57,4 +58,4 @@ def environment() -> dict[str, str]:
 def train_net(*args: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
     """Run tools/train_net.py to its end."""
     command = [sys.executable, *launcher, str(TRAIN_NET), *args]
-    return subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=PATIENCE)

@@ -37,11 +37,11 @@ def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def compare(ours, other, passes: str, *inputs: torch.Tensor, parameters=()) -> Pair:
-    """Two functions of ``inputs``; with the backward pass, also their gradients, given random ones."""
+    """Two functions of ``inputs``; with the backward pass, also the gradients of half the squares."""
     leaves = [p for p in parameters if p.requires_grad]
     if passes == BOTH:
         leaves += [x.requires_grad_() for x in inputs]
-    d_maps = []  # made once, so that they count for neither
+    d_maps = []  # the gradients of the squares, made once, so that they count for neither
 
     def run(function):
         with torch.set_grad_enabled(passes == BOTH):
@@ -50,8 +50,7 @@ def compare(ours, other, passes: str, *inputs: torch.Tensor, parameters=()) -> P
             return maps
         maps = [maps] if isinstance(maps, torch.Tensor) else list(maps)
         if not d_maps:
-            generator = torch.Generator().manual_seed(0)
-            d_maps.extend(torch.randn(x.shape, generator=generator).to(x) for x in maps)
+            d_maps.extend(x.detach().clone() for x in maps)
         return *(x.detach() for x in maps), *torch.autograd.grad(maps, leaves, d_maps)
 
     return Pair(partial(run, ours), partial(run, other))

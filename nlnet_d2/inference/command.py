@@ -33,7 +33,7 @@ def argument_parser(description: str | None = None) -> argparse.ArgumentParser:
         help="images, videos, folders, globs, or the number of a webcam",
     )
     what.add_argument("--video", metavar="FILE", help="a video whose people act; the config is of clips")
-    parser.add_argument("--output", required=True, help="folder; for one video also a file (.mp4)")
+    parser.add_argument("--output", required=True, help="folder; for one picture or video also a file")
     parser.add_argument("--batch-size", type=int, default=4, metavar="N", help="pictures or clips at once")
     parser.add_argument(
         "--confidence-threshold", type=float, default=0.5, metavar="P", help="what scores less is not drawn"

@@ -15,10 +15,10 @@ from nlnet_d2.data.video_folder import VIDEO_SUFFIXES
 from nlnet_d2.engine.errors import ConfigError
 from nlnet_d2.inference.drawing import ActionOverlay, draw_objects, enlarge
 from nlnet_d2.inference.predictor import Prediction
-from nlnet_d2.inference.sources import TICKS, Camera, Failures, Picture, Source, Video
+from nlnet_d2.inference.sources import PICTURE_SUFFIXES, TICKS, Camera, Failures, Picture, Source, Video
 from nlnet_d2.inference.writing import VideoWriter, ava_detections, coco_results
 
-WRITTEN_SUFFIXES = (".mp4", ".mkv", ".mov")
+WRITTEN_SUFFIXES = {"picture": (".jpg", ".png"), "video": (".mp4", ".mkv", ".mov")}
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Outputs:
 def plan_outputs(
     output: str | Path, sources: Sequence[Source], suffix: str, boxes: str | None = None
 ) -> Outputs:
-    """In a folder, or, for one video, in a file with the results beside it. Makes the folder.
+    """In a folder, or, for one source, in a file with the results beside it. Makes the folder.
 
     Args:
         suffix: of the results.
@@ -42,10 +42,8 @@ def plan_outputs(
         ConfigError: two files would have one name, or replace an input; the folder cannot be made.
     """
     output = Path(output)
-    if output.suffix.lower() in VIDEO_SUFFIXES:
-        if len(sources) != 1 or isinstance(sources[0], Picture) or output.suffix not in WRITTEN_SUFFIXES:
-            kinds = ", ".join(WRITTEN_SUFFIXES)
-            raise ConfigError(f"--output {output}: expected a folder; a file ({kinds}) is for one video")
+    if output.suffix.lower() in PICTURE_SUFFIXES | VIDEO_SUFFIXES:
+        _require_one_of_its_kind(output, sources)
         outputs = Outputs(output.with_suffix(suffix), {sources[0]: output})
     else:
         annotated = {source: output / _file_name(source) for source in sources}
@@ -64,6 +62,14 @@ def plan_outputs(
     except OSError as error:
         raise ConfigError(f"--output {output}: expected a place for a folder, got {error}") from error
     return outputs
+
+
+def _require_one_of_its_kind(output: Path, sources: Sequence[Source]) -> None:
+    kind = "picture" if output.suffix.lower() in PICTURE_SUFFIXES else "video"
+    fits = isinstance(sources[0], Picture) == (kind == "picture")
+    if len(sources) != 1 or not fits or output.suffix not in WRITTEN_SUFFIXES[kind]:
+        suffixes = ", ".join(WRITTEN_SUFFIXES[kind])
+        raise ConfigError(f"--output {output}: expected a folder; a file ({suffixes}) is for one {kind}")
 
 
 def _file_name(source: Source) -> str:

@@ -1,6 +1,7 @@
 """The table of sub-commands, and the small ones: models and doctor."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -38,6 +39,17 @@ def test_misspelt_command(nlnet):
     assert nlnet("trian") == (2, "", "error: nlnet-d2 has no command 'trian'; did you mean train?\n")
     code, _, err = nlnet("xyzzy")
     assert code == 2 and "there are train, eval," in err
+
+
+def test_output_that_nobody_reads_to_its_end():
+    """As of ``nlnet-d2 models | head -1``: no traceback."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    ended = subprocess.run(
+        [sys.executable, "-m", "nlnet_d2.cli", "models"], stdout=writing, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (141, "")
 
 
 def test_list_of_models(nlnet):

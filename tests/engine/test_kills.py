@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from test_resume import assert_same_state
-from tiny_run import arguments, environment
+from tiny_run import PATIENCE, arguments, environment
 
 OPTIONS = {"SOLVER.MAX_ITER": "9", "SOLVER.CHECKPOINT_PERIOD": "2", "DATASETS.TEST": "[]"}
 EMA = {"SOLVER.EMA.ENABLED": "True", "SOLVER.EMA.DECAY": "0.5"}
@@ -65,7 +65,7 @@ if __name__ == "__main__":
 
 def run(script, log, command, point=0, victim=0):
     words = [sys.executable, script, str(point), str(victim), log, *command]
-    return subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=300)
+    return subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=PATIENCE)
 
 
 @pytest.mark.slow

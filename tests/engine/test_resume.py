@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from tiny_run import TORCHRUN, arguments, environment, train_net
+from tiny_run import PATIENCE, TORCHRUN, arguments, environment, train_net
 
 from nlnet_d2.engine.loader import ReadError, SeededSamples
 from nlnet_d2.engine.run import main
@@ -195,7 +195,7 @@ def test_two_processes_resume_exactly(tiny_data, tmp_path):
     flags = ("--num-gpus", "2", "--dist-url", f"file://{tmp_path}/rendezvous")
     script = tmp_path / "killed.py"
     script.write_text(KILLER.format(arguments=arguments(tiny_data, resumed, *OPTIONS, flags=flags)))
-    assert subprocess.run([sys.executable, script], env=environment(), timeout=300).returncode != 0
+    assert subprocess.run([sys.executable, script], env=environment(), timeout=PATIENCE).returncode != 0
     assert (resumed / "last_checkpoint").read_text() == "model_0000002.pth"
     ended = train_net(*arguments(tiny_data, resumed, *OPTIONS, flags=("--resume",)), launcher=TORCHRUN)
     assert ended.returncode == 0, ended.stderr

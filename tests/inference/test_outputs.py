@@ -157,6 +157,9 @@ def test_outputs_that_would_destroy_something(tmp_path):
         (tmp_path / "out.mp4", [a], "expected a folder; a file .* is for one video"),
         (tmp_path / "out.mp4", [Video("a.mp4"), Video("b.mp4")], "is for one video"),
         (tmp_path / "out.webm", [Video("a.mp4")], "expected a folder; a file .*.mp4"),
+        (tmp_path / "out.png", [a, b], "expected a folder; a file .* is for one picture"),
+        (tmp_path / "out.png", [Video("a.mp4")], "is for one picture"),
+        (tmp_path / "out.tif", [a], "a file .*.png"),
         (tmp_path / "a.mp4", [Video(str(tmp_path / "a.mp4"))], "an input would be replaced"),
         (tmp_path / "file", [a], "expected a place for a folder, got .*file"),
     ):
@@ -164,6 +167,14 @@ def test_outputs_that_would_destroy_something(tmp_path):
             plan_outputs(output, sources, ".json")
     with pytest.raises(ConfigError, match="an input would be replaced by .*out.csv"):
         plan_outputs(tmp_path / "out.mp4", [Video("a.mp4")], ".csv", boxes=str(tmp_path / "out.csv"))
+
+
+def test_one_picture_into_a_file(tmp_path):
+    a = Picture("in/a.jpg")
+    outputs = plan_outputs(tmp_path / "found" / "out.png", [a], ".json")
+    write_objects(outputs, [Prediction(a, 0.0, grey(), objects([0.9]))], COCO, 0.5)
+    assert changed(np.array(Image.open(tmp_path / "found" / "out.png")), 90).any()
+    assert len(json.loads((tmp_path / "found" / "out.json").read_text())) == 1
 
 
 def test_pictures_and_coco_results(tmp_path):

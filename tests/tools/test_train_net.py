@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from tiny_run import TRAIN_NET, arguments, environment, train_net, write_tiny_data
+from tiny_run import PATIENCE, TRAIN_NET, arguments, environment, train_net, write_tiny_data
 
 from nlnet_d2.engine.run import main
 
@@ -69,10 +69,12 @@ def test_resuming_a_finished_run_evaluates_it(trained, tiny_data, capsys):
     assert (trained / "last_checkpoint").read_text() == "model_final.pth"
 
 
-def test_sigterm_to_all_processes_of_the_run(tiny_data, tmp_path):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_sigterm_to_all_processes_of_the_run(tiny_data, tmp_path, processes):
     """As a cluster or a terminal sends it: to the loader's workers too."""
     options = (*QUIET, "SOLVER.MAX_ITER", "100000", "DATALOADER.NUM_WORKERS", "2")
-    command = [sys.executable, str(TRAIN_NET), *arguments(tiny_data, tmp_path, *options)]
+    flags = ("--num-gpus", str(processes), "--dist-url", f"file://{tmp_path}/rendezvous")
+    command = [sys.executable, str(TRAIN_NET), *arguments(tiny_data, tmp_path, *options, flags=flags)]
     run = subprocess.Popen(
         command, env=environment(), stdout=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -80,7 +82,7 @@ def test_sigterm_to_all_processes_of_the_run(tiny_data, tmp_path):
         while not (tmp_path / "last_checkpoint").exists() and run.poll() is None:
             time.sleep(0.05)
         os.killpg(run.pid, signal.SIGTERM)
-        output, _ = run.communicate(timeout=120)
+        output, _ = run.communicate(timeout=PATIENCE)
     finally:
         run.kill()
     assert run.returncode == 128 + signal.SIGTERM
@@ -110,7 +112,7 @@ main({arguments!r})
 def test_kill_in_the_middle_of_a_save(tiny_data, tmp_path, capsys):
     script = KILLED_IN_SAVE.format(arguments=arguments(tiny_data, tmp_path, *QUIET))
     ended = subprocess.run(
-        [sys.executable, "-c", script], env=environment(), capture_output=True, timeout=300
+        [sys.executable, "-c", script], env=environment(), capture_output=True, timeout=PATIENCE
     )
     assert ended.returncode == -signal.SIGKILL
     assert (tmp_path / "model_0000003.pth.tmp").exists()
