@@ -14,13 +14,13 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from nlnet_d2.blocks.base import nearest
 from nlnet_d2.data.ava_check import check_ava, format_report
 from nlnet_d2.data.check import check_coco, files_of
 from nlnet_d2.data.datasets.ava import AvaSource, action_names, is_ava, register_ava
 from nlnet_d2.data.datasets.coco import register_coco_data
 from nlnet_d2.data.errors import DataError
 from nlnet_d2.data.statistics import Statistics, ava_statistics, coco_statistics
+from nlnet_d2.engine.config import suggest
 from nlnet_d2.engine.errors import ConfigError, exit_code
 from nlnet_d2.evaluation.gallery import draw_samples
 
@@ -85,7 +85,7 @@ def check(args: argparse.Namespace) -> None:
     clips = isinstance(files, AvaSource)
     problems = _check_clips(files, args) if clips else _check_images(*files, args)
     if problems:
-        raise DataError(f"{problems} problem(s), see above; statistics and pictures need data without")
+        raise DataError(f"{problems} problem(s), see above; statistics and pictures come when there are none")
     if args.data not in DatasetCatalog:
         register_ava(args.data, files) if clips else register_coco_data(args.data, *files)
     print(f"\n{_statistics(args.data)}")
@@ -106,7 +106,9 @@ def _files_given(args: argparse.Namespace) -> AvaSource | tuple[str, str]:
             f"{path} holds no annotations.csv: name a JSON or CSV file, and then its images or videos"
         )
     if path.suffix not in (".json", ".csv"):
-        hint = nearest(args.data, DatasetCatalog.list())
+        if path.is_file():
+            raise ConfigError(f"{path}: expected a name that ends in .json or .csv")
+        hint = suggest(args.data, DatasetCatalog.list(), "correct the path")
         raise ConfigError(f"{args.data} is no file, folder or data set; {hint}")
     if not args.folder:
         raise ConfigError(f"{path}: name the folder of its images or videos too")

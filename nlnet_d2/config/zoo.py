@@ -37,7 +37,8 @@ def find_config(name: str) -> Path:
     found = [path for path in known if wanted in (path.removesuffix(".yaml"), Path(path).stem)]
     if len(found) == 1:
         return CONFIGS / found[0]
-    hint = " or ".join(found or _nearest(Path(wanted).stem, known))
+    inside = [str(path) for path in sorted(Path(name).glob("*.yaml"))]  # of a folder
+    hint = " or ".join(found or inside[:3] or _nearest(Path(wanted).stem, known))
     hint = f"did you mean {hint}?" if hint else "`nlnet-d2 models` lists the recipes"
     raise FileNotFoundError(f"No such file or recipe; {hint}")
 

@@ -54,10 +54,10 @@ def draw_samples(dataset_name: str, output_png: str | Path, count: int = 12) -> 
         dataset_name: a registered data set of COCO's or AVA's kind.
     """
     draw = _draw_people if is_ava(dataset_name) else _draw_truth
-    records = _evenly(DatasetCatalog.get(dataset_name), count)
-    Image.fromarray(_tile([draw(record, dataset_name) for record in records], SAMPLES_PER_ROW)).save(
-        output_png
-    )
+    drawn = [draw(record, dataset_name) for record in _evenly(DatasetCatalog.get(dataset_name), count)]
+    height = CAPTION + max(len(picture) for picture, _ in drawn) + MARGIN  # less than a square if all are wide
+    tiles = [_caption(picture, text)[:height] for picture, text in drawn]
+    Image.fromarray(_tile(tiles, SAMPLES_PER_ROW)).save(output_png)
 
 
 def _evenly(records: list[dict], count: int) -> list[dict]:
@@ -65,26 +65,28 @@ def _evenly(records: list[dict], count: int) -> list[dict]:
     return [records[i] for i in np.unique(chosen)]
 
 
-def _draw_truth(record: dict, dataset_name: str) -> np.ndarray:
-    """An image with its annotations and a caption: uint8 RGB."""
+def _draw_truth(record: dict, dataset_name: str) -> tuple[np.ndarray, str]:
+    """An image with its annotations, uint8 RGB, and a caption."""
     image = detection_utils.read_image(record["file_name"], "RGB")
     truth = record.get("annotations", [])
     text = f"image {record['image_id']}: {len(truth)} objects"
-    return _caption(draw_things(image, truth, MetadataCatalog.get(dataset_name)), text)
+    return draw_things(image, truth, MetadataCatalog.get(dataset_name)), text
 
 
-def _draw_people(record: dict, dataset_name: str) -> np.ndarray:
-    """A key frame with the annotated people, what they do, and a caption: uint8 RGB."""
+def _draw_people(record: dict, dataset_name: str) -> tuple[np.ndarray, str]:
+    """A key frame with the annotated people and what they do, uint8 RGB, and a caption."""
     image, shown = record["video"].read([record["key_frame"]])[0], record["annotated"]
-    visualizer = Visualizer(image, scale=PANEL / max(image.shape[:2]))
+    # Enlarged before people are drawn: beside small ones, labels would reach over the border.
+    height, width = (round(side * PANEL / max(image.shape[:2])) for side in image.shape[:2])
+    visualizer = Visualizer(cv2.resize(image, (width, height)))
     names = np.array(action_names(dataset_name))
     labels = ["\n".join(names[actions > 0][:ACTIONS_SHOWN]) for actions in record["actions"][shown]]
     if labels:
-        boxes = record["boxes"][shown] * np.tile([record["width"], record["height"]], 2)
+        boxes = record["boxes"][shown] * np.tile([width, height], 2)
         colours = [PERSON_COLOUR] * len(labels)
         visualizer.overlay_instances(boxes=boxes, labels=labels, assigned_colors=colours)
     text = f"{record['video_id']}, {record['second']:g} s: {len(labels)} people"
-    return _caption(visualizer.output.get_image(), text)
+    return visualizer.output.get_image(), text
 
 
 def _read_predictions(results_json: str | Path, metadata, min_score: float) -> dict:

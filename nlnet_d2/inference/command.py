@@ -66,6 +66,8 @@ def run(args: argparse.Namespace) -> None:
         ConfigError, CheckpointError: nothing was read or written.
         DataError: some of the input could not be read; the rest is done.
     """
+    if not 0 <= args.confidence_threshold <= 1:
+        raise ConfigError(f"--confidence-threshold: expected 0 to 1, got {args.confidence_threshold:g}")
     sources = [Video(args.video)] if args.video else find_sources(args.input)
     cfg = predict_config(args.config_file, _options(args))
     is_action = takes_clips(cfg)

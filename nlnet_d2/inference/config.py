@@ -29,6 +29,8 @@ def predict_config(path: str, options: Sequence[str] = ()) -> CfgNode:
     try:
         return config_of(path, options)
     except (ConfigError, DataError) as error:
+        if len(options) % 2:  # or the options below would be named, which nobody gave
+            raise
         without = [word for key in ABOUT_DATA for word in (key, "[]")]
         cfg = config_of(path, [*options, *without])  # fails again if it was not the data
         logger.warning("Nothing is known of the data of the training: %s", error)

@@ -87,9 +87,11 @@ class ActionOverlay:
     @staticmethod
     def _draw(instances: Instances, labels: list[str], ground: int) -> np.ndarray:
         image = np.full((*instances.image_size, 3), ground, np.uint8)
-        visualizer = Visualizer(image, scale=enlargement(image))
+        # Enlarged before people are drawn: beside small ones, labels would reach over the border.
+        visualizer = Visualizer(enlarge(image))
+        boxes = instances.pred_boxes.tensor.numpy() * enlargement(image)
         colours = [PERSON_COLOUR] * len(instances)
-        visualizer.overlay_instances(boxes=instances.pred_boxes, labels=labels, assigned_colors=colours)
+        visualizer.overlay_instances(boxes=boxes, labels=labels, assigned_colors=colours)
         return _picture(visualizer)
 
     def over(self, image: np.ndarray) -> np.ndarray:

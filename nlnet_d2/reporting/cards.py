@@ -82,7 +82,8 @@ def _size(box: np.ndarray) -> str:
 
 def _ranked(kind: str, compared: Compared, verdict: Verdict, classes: Sequence[str]) -> Card:
     f1, overlap = verdict.quality
-    text = f"F1 {f1:.2f}, {len(verdict.right)} right with mean overlap {overlap:.2f}"
+    text = f"F1 {f1:.2f}, {len(verdict.right)} right"
+    text += f" with mean overlap {overlap:.2f}" if verdict.right else ""
     counts = (len(verdict.confused), len(verdict.missed), len(verdict.false))
     for count, what in zip(counts, ("confused", "missed", "false"), strict=True):
         text += f", {count} {what}" if count else ""

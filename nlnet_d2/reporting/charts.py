@@ -12,7 +12,7 @@ from nlnet_d2.reporting.results import Curve
 from nlnet_d2.reporting.run_folder import RunFolder
 
 STYLE = {"svg.fonttype": "none", "font.size": 9, "font.family": "sans-serif", "svg.hashsalt": "nlnet_d2"}
-SIZE = (6.4, 3.4)  # inches
+SIZE = (5.6, 3.3)  # inches; the page scales it to a column, or to a phone
 NAMED = 12  # curves that a legend has room for
 
 
@@ -26,7 +26,7 @@ def loss_chart(run: RunFolder) -> Markup | None:
     for name in names:
         iterations, values = run.series(name)
         axes.plot(iterations, values, label=name, linewidth=2 if name == "total_loss" else 1)
-    axes.legend(fontsize=7, ncols=2)
+    axes.legend(fontsize=8, ncols=2)
     axes.set_ylim(bottom=0)
     return _svg(figure, "Losses over the iterations")
 
@@ -65,7 +65,7 @@ def curve_chart(title: str, curves: Sequence[Curve]) -> Markup:
         )
     axes.set(xlim=(0, 1.01), ylim=(0, 1.02))
     if len(curves) <= NAMED:
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=8)
     return _svg(figure, f"Precision and recall. {title}")
 
 

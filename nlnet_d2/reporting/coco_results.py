@@ -98,6 +98,7 @@ def _per_class(evaluation: FastCOCOeval, task: str, metadata) -> Table:
         [
             metadata.thing_dataset_id_to_contiguous_id[a["category_id"]]
             for a in evaluation.cocoGt.anns.values()
+            if not a.get("iscrowd")
         ],
         minlength=len(metadata.thing_classes),
     )

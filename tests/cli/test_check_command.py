@@ -66,6 +66,8 @@ def test_bad_line_of_a_csv_is_named(nlnet, tiny_clips, tmp_path):
     ("arguments", "code", "message"),
     [
         (["shapes_vall"], 2, "is no file, folder or data set; did you mean shapes_val"),
+        (["xyzzy"], 2, "xyzzy is no file, folder or data set; correct the path"),
+        (["photo.jpg", "images"], 2, "photo.jpg: expected a name that ends in .json or .csv"),
         (["x.json"], 2, "x.json: name the folder of its images or videos too"),
         (["x.csv", "videos"], 2, "x.csv: name its classes too: --label-map labels.pbtxt"),
         (["."], 2, "holds no annotations.csv"),
@@ -75,5 +77,6 @@ def test_bad_line_of_a_csv_is_named(nlnet, tiny_clips, tmp_path):
 )
 def test_no_data(nlnet, tmp_path, monkeypatch, arguments, code, message):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "photo.jpg").touch()
     ended = nlnet("check", *arguments)
     assert ended[0] == code and message in ended[2]

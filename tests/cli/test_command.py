@@ -79,6 +79,8 @@ def test_configs_are_found_by_path_name_and_stem(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / path.name).write_text("SEED: 1\n")
     assert find_config(path.name).samefile(tmp_path / path.name), "a file goes before a recipe"
+    with pytest.raises(FileNotFoundError, match=f"did you mean {tmp_path / path.name}"):
+        find_config(str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"did you mean coco/mask_rcnn_vitdet_b_100ep\.yaml or"):
         find_config("mask_rcnn_vitdet_b_10ep")
     with pytest.raises(FileNotFoundError, match="`nlnet-d2 models` lists"):

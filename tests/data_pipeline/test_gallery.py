@@ -8,7 +8,7 @@ from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from nlnet_d2.data.datasets.coco import register_coco_data
-from nlnet_d2.evaluation.gallery import CAPTION, MARGIN, PANEL, draw_gallery
+from nlnet_d2.evaluation.gallery import CAPTION, MARGIN, PANEL, draw_gallery, draw_samples
 
 ROW, COLUMN = PANEL + CAPTION + MARGIN, PANEL + MARGIN
 
@@ -71,3 +71,10 @@ def test_uncertain_predictions_are_left_out(draw):
 def test_no_prediction_at_all(draw):
     panels = draw([], count=1)
     assert np.array_equal(panels[0, 0], panels[0, 2])
+
+
+def test_samples_of_wide_pictures_have_no_room_below(own, tmp_path):
+    register_coco_data("own_data", str(own.json), str(own.images))
+    draw_samples("own_data", tmp_path / "samples.png")
+    picture = Image.open(tmp_path / "samples.png")
+    assert picture.size == (3 * COLUMN, CAPTION + PANEL * 30 // 40 + MARGIN)

@@ -88,6 +88,14 @@ def test_an_overlay_is_what_the_visualizer_draws_on_any_frame():
     assert edge[0] > edge[1] > edge[2] and PERSON_COLOUR[0] > PERSON_COLOUR[1] > PERSON_COLOUR[2]
 
 
+def test_labels_of_small_pictures_stay_inside():
+    beside = Boxes(torch.tensor([[72.0, 20.0, 97.0, 55.0]]))
+    person = Instances((60, 100), pred_boxes=beside, scores=torch.tensor([[0.1, 0.9]]))
+    drawn = changed(ActionOverlay(person, ["sit", "run"], 0.5).over(grey(size=(60, 100))), 90)
+    assert drawn[125:145, 440:480].any(), "the label, in the box"
+    assert not drawn[:, 590:].any()
+
+
 def label_rows(scores, min_score=0.5) -> int:
     """Height of the label in rows of pixels."""
     with_label = ActionOverlay(people(scores), ["sit", "run"], min_score).over(grey())

@@ -214,6 +214,8 @@ def test_the_data_of_the_training_may_be_elsewhere(caplog):
     assert object_classes(cfg).get("thing_classes", None) is None
     with pytest.raises(ConfigError, match="did you mean MODEL.WEIGHTS"):
         predict_config(TINY_OBJECTS, ["MODEL.WEIGHT", "x"])
+    with pytest.raises(ConfigError, match=r"odd number of words: \['MODEL.WEIGHTS'\]"):
+        predict_config(TINY_OBJECTS, ["MODEL.WEIGHTS"])
 
 
 class Segmenter(nn.Module):

@@ -137,6 +137,7 @@ def test_cards(coco_run):
         ("false", "image 1"),
         ("false", "image 2"),
     ]
+    assert cards[0].text == "F1 1.00, 2 right with mean overlap 1.00"
     confused, nothing = cards[-2:]
     assert "90%, but the truth is" in confused.text
     assert "80%, but nothing is there: 5 x 4 at (0, 0)" in nothing.text

@@ -49,6 +49,16 @@ def test_per_class(tiny_results):
     assert sum(known) / len(known) == pytest.approx(table(tiny_results, "Boxes: COCO's numbers")["AP"][0])
 
 
+def test_crowds_are_no_objects_of_a_class(coco_run, tiny_data, tmp_path):
+    """As in COCO's numbers."""
+    truth = json.loads((tiny_data / "val.json").read_text())
+    truth["annotations"][0]["iscrowd"] = 1
+    (tmp_path / "crowd.json").write_text(json.dumps(truth))
+    register_coco_data("with_a_crowd", str(tmp_path / "crowd.json"), str(tiny_data / "val"))
+    results = coco_results("with_a_crowd", coco_run / "inference" / COCO_RESULTS, get_cfg())
+    assert sum(row[0] for row in table(results, "Boxes: per class").values()) == 5
+
+
 def test_curves_belong_to_the_numbers(tiny_results):
     (overall,) = [c for t, c in tiny_results.curves.items() if t == "Boxes: mean over classes"]
     by_label = {curve.label: 100 * curve.precision.mean() for curve in overall}
