@@ -55,9 +55,11 @@ def fault(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
-    except (OSError, zipfile.BadZipFile) as error:
+    except OSError as error:
         return str(error)
-    return f"checksum of {broken} is wrong" if broken else None
+    except zipfile.BadZipFile as error:
+        return f"incomplete or damaged ({error})"
+    return f"damaged (the checksum of {broken} is wrong)" if broken else None
 
 
 class TrainingCheckpointer(DetectionCheckpointer):

@@ -2,8 +2,7 @@
 
 A SHA-256 may follow the address, ``https://host/R-50.pkl#sha256=...``; its beginning may end the file name,
 as in ``resnet50-0676ba61.pth`` of torchvision and in files of timm and OpenMMLab; of some files, ``SHA256``
-knows it. ``NLNET_D2_OFFLINE=1``
-forbids downloads, ``NLNET_D2_CACHE`` is the folder to keep them in.
+knows it. ``NLNET_D2_OFFLINE=1`` forbids downloads, ``NLNET_D2_CACHE`` is the folder to keep them in.
 """
 
 import hashlib
@@ -23,8 +22,8 @@ ZOO = "https://dl.fbaipublicfiles.com/detectron2/"
 MIRRORS = {"detectron2://": ZOO}
 MAX_BYTES = 16 << 30
 CHUNK = 1 << 20
-# As others print it who check their downloads of these addresses: those of Detectron2's zoo
-# InterDigitalInc/CompressAI-Vision (scripts/install.sh), the first two and the others also further projects.
+# From projects that check what they download from these addresses: those of Detectron2's zoo are in
+# InterDigitalInc/CompressAI-Vision (scripts/install.sh), all but the two X101 also elsewhere.
 SHA256 = {
     f"{ZOO}COCO-Detection/faster_rcnn_R_50_FPN_3x/137849458/model_final_280758.pkl": (
         "3c25caca37baabbff3e22cc9eb0923db165a0c18b867871a3bf3570bac9b7ef0"
@@ -104,7 +103,10 @@ def _download(url: str, path: Path, digest: str) -> None:
         try:
             found = _copy(url, file)
             if not found.startswith(digest):
-                raise CheckpointError(f"{url}: its SHA-256 is {found}, not {digest}")
+                raise CheckpointError(
+                    f"{url}: its SHA-256 is {found}, not {digest}: damaged, or another file than is meant. If"
+                    f" not, end the address in #sha256={found}"
+                )
             os.replace(file.name, path)
             logger.info("Its SHA-256 is %s", found)
         except (URLError, TimeoutError, ConnectionError) as error:

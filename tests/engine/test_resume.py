@@ -105,7 +105,8 @@ def test_resume_from_the_checkpoint_before_a_damaged_one_is_exact(
     assert main(arguments(tiny_data, tmp_path, *OPTIONS, flags=("--resume",))) == 0
     output = capsys.readouterr().out
     assert (
-        f"Skipping checkpoint {newest}: File is not a zip file" in output and "at iteration 3 of 7" in output
+        f"Skipping checkpoint {newest}: incomplete or damaged (File is" in output
+        and "at iteration 3 of 7" in output
     )
     assert_same_state(tmp_path, uninterrupted)
     for path in tmp_path.glob("model_*.pth"):

@@ -69,7 +69,7 @@ def test_resuming_a_finished_run_evaluates_it(trained, tiny_data, capsys):
     assert (trained / "last_checkpoint").read_text() == "model_final.pth"
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_sigterm_to_all_processes_of_the_run(tiny_data, tmp_path, processes):
     """As a cluster or a terminal sends it: to the loader's workers too."""
     options = (*QUIET, "SOLVER.MAX_ITER", "100000", "DATALOADER.NUM_WORKERS", "2")
