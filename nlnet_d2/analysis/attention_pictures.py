@@ -1,6 +1,7 @@
 """Pictures of attention: heat maps over the frames, and arrows to the strongest positions.
 
-Brightness grows with the square root of a weight, or one strong position would hide all others.
+Brightness grows with the square root of a weight, or one strong position would hide all others. The brightest
+colour stands for the strongest, or for twice the average, or maps without any preference would dazzle.
 
 The arrows are those of figure 3 of "Non-local Neural Networks" (arXiv 1711.07971): from the query to the 20
 positions with the highest weights, in all frames; those with less than ``FAINT`` of the highest are left out.
@@ -56,7 +57,7 @@ def _peak(weights: np.ndarray) -> str:
 def draw_heat(view: View, weights: np.ndarray, point: np.ndarray, size: int) -> np.ndarray:
     """The frames under the weights (H', W') or (T', H', W'): the stronger, the brighter and more opaque."""
     weights = weights if weights.ndim == 3 else weights[None]
-    strongest = max(np.nanmax(weights), 1e-12)
+    strongest = max(np.nanmax(weights), 2 * np.nanmean(weights), 1e-12)
     frames = [
         _heat(view, frame, np.nan_to_num(row).clip(0) / strongest, size)
         for frame, row in zip(_seen_frames(view, len(weights)), weights, strict=True)

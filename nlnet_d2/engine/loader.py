@@ -202,8 +202,8 @@ def build_train_loader(cfg, mapper: Callable[[dict], dict] | None = None) -> Tra
     world_size, total, parts = comm.get_world_size(), cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE
     if total < 1 or parts < 1 or total % (world_size * parts):
         raise ConfigError(
-            f"SOLVER.IMS_PER_BATCH = {total} must be a multiple of {world_size} (processes) x {parts} "
-            "(SOLVER.ACCUMULATE)"
+            f"SOLVER.IMS_PER_BATCH = {total} must be a positive multiple of {world_size} (processes) x "
+            f"{parts} (SOLVER.ACCUMULATE)"
         )
     are_clips, dicts = is_ava(cfg.DATASETS.TRAIN[0]), training_records(cfg)
     own_mapper = ClipMapper if are_clips else build_mapper

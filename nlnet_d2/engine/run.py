@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 from collections.abc import Sequence
 
 import torch
@@ -46,6 +47,10 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> dict | None:
             f"DATASETS.{key} is empty: name a data set, such as --dataset mine JSON IMAGE_DIR "
             f"DATASETS.{key} \"['mine']\""
         )
+    try:
+        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"OUTPUT_DIR: expected a place for a folder, got {error}") from error
     set_up(cfg, args)
     with noted(cfg.OUTPUT_DIR):
         if args.eval_only:

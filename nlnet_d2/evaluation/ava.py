@@ -170,7 +170,8 @@ def format_result(result: dict) -> str:
         floatfmt=".2f",
         missingval="-",
     )
-    ties = "" if low == high else f"\nequal scores leave the mean open between {low:.2f} and {high:.2f}"
+    low, high = f"{low:.2f}", f"{high:.2f}"
+    ties = "" if low == high else f"\nequal scores leave the mean open between {low} and {high}"
     return table + ties
 
 

@@ -1,6 +1,7 @@
 """A picture or clip as a trained model sees it, for pictures of its attention."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from nlnet_d2.data.video_folder import Video
 from nlnet_d2.engine.errors import ConfigError
 from nlnet_d2.inference.clips import Clip, KeyFrame
 from nlnet_d2.inference.predictor import ObjectPredictor, clip_rate, prepare_clip, takes_clips
-from nlnet_d2.inference.sources import Picture
+from nlnet_d2.inference.sources import PICTURE_SUFFIXES, Picture
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,13 @@ def read_scene(cfg: CfgNode, path: str, second: float | None = None) -> Scene:
     """The scene of a file: an image, or for models of clips a video around a second (None: its middle).
 
     Raises:
+        ConfigError: a picture, but the model takes clips.
         DataError: the file cannot be read, or ends before the second.
     """
     if not takes_clips(cfg):
         return picture_scene(cfg, next(Picture(path).frames(1.0))[1])
+    if Path(path).suffix.lower() in PICTURE_SUFFIXES:
+        raise ConfigError(f"{path}: this model takes clips; name a video")
     fps = clip_rate(cfg)
     video = VideoFile.open(path, fps)
     slot = video.num_frames // 2 if second is None else round(second * fps)

@@ -42,6 +42,15 @@ def test_heat_lies_where_the_weight_is():
     assert brightness[175, 25] > brightness[125, 25] + 200
 
 
+def test_a_map_without_preference_does_not_dazzle():
+    uniform, spot = np.full((4, 4), 1 / 16), one_spot(3, 0)
+    view = view_of(np.stack([uniform, spot])[:, None], [[5, 5], [5, 5]])
+    even, peaked = (
+        draw_heat(view, row[0], view.points[0], SIDE).astype(int).sum(-1) for row in view.blocks[0].rows
+    )
+    assert even[125:, :25].std() == 0 and even[175, 25] < peaked[175, 25] - 100
+
+
 def test_padding_is_not_shown():
     """The map covers 80 x 80 pixels, of which the picture is the upper left quarter."""
     view = view_of(one_spot(1, 1)[None, None], [[5, 5]], padded=(80, 80))

@@ -25,6 +25,8 @@ BLOCK = "[{'NAME': 'NonLocl', 'AT': {'res4': [-2]}}]"
             ["DATASETS.TRAIN", "['shapes_trian']"],
             "no data set is named 'shapes_trian'; did you mean shapes_train",
         ),
+        (["SOLVER.IMS_PER_BATCH", "0"], "IMS_PER_BATCH = 0 must be a positive multiple of 1 (processes)"),
+        (["OUTPUT_DIR", CONFIG], "OUTPUT_DIR: expected a place for a folder, got "),
         pytest.param(
             ["MODEL.DEVICE", "cuda"],
             "PyTorch sees no CUDA device here: leave it out, or add MODEL.DEVICE cpu",

@@ -174,6 +174,8 @@ def test_clips_need_a_point_or_a_detector(output_dir, tmp_path, capsys):
     assert "--point X Y" in capsys.readouterr().err
     assert draw(folder, video, tmp_path / "out", "--point", "1", "1", "--second", "99") == 3
     assert "--second 99 is outside" in capsys.readouterr().err
+    assert draw(folder, tmp_path / "a.jpg", tmp_path / "out", "--point", "1", "1") == 2
+    assert "a.jpg: this model takes clips; name a video" in capsys.readouterr().err
 
 
 def test_damaged_picture_and_weights(resnet, picture, tmp_path, capsys):
