@@ -27,7 +27,7 @@ from nlnet_d2.engine.loader import (
     training_records,
 )
 from nlnet_d2.engine.precise_bn import RestartPreciseBN
-from nlnet_d2.engine.precision import training_precision
+from nlnet_d2.engine.precision import keep_coordinates, training_precision
 from nlnet_d2.engine.progress import ProgressBar
 from nlnet_d2.engine.step import TrainStep
 from nlnet_d2.engine.wandb_writer import WandbWriter
@@ -84,10 +84,10 @@ class Trainer(DefaultTrainer):
     a checkpoint holds besides the model: optimizer, schedule, loss scale, seed and iteration; the position in
     the data and the random numbers follow from the last two.
 
-    Differences from DefaultTrainer: also CPU processes; mixed precision by SOLVER.AMP.PRECISION; saves the
-    optimizer state (0.6 forgets it); stops on signals with everything saved; keeps the best model by
-    TEST.BEST_METRIC if TEST.EVAL_PERIOD is set; a progress bar on terminals; images or clips, evaluated by
-    COCO's or AVA's protocol as the data set says.
+    Differences from DefaultTrainer: also CPU processes; mixed precision by SOLVER.AMP.PRECISION, in which
+    boxes keep their coordinates; saves the optimizer state (0.6 forgets it); stops on signals with everything
+    saved; keeps the best model by TEST.BEST_METRIC if TEST.EVAL_PERIOD is set; a progress bar on terminals;
+    images or clips, evaluated by COCO's or AVA's protocol as the data set says.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -96,8 +96,11 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
+        precision = training_precision(cfg)
+        if precision is not None:
+            keep_coordinates(model)
         model = distribute(model)
-        self._trainer = TrainStep(model, loader, optimizer, training_precision(cfg), cfg.SOLVER.ACCUMULATE)
+        self._trainer = TrainStep(model, loader, optimizer, precision, cfg.SOLVER.ACCUMULATE)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = TrainingCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()

@@ -3,11 +3,13 @@
 import pytest
 import torch
 from detectron2.config import get_cfg
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.structures import Boxes
 from tiny_run import arguments
 
 from nlnet_d2 import add_nlnet_config
 from nlnet_d2.engine.errors import ConfigError
-from nlnet_d2.engine.precision import training_precision
+from nlnet_d2.engine.precision import keep_coordinates, training_precision
 from nlnet_d2.engine.run import main
 from nlnet_d2.engine.trainer import Trainer
 
@@ -60,3 +62,17 @@ def test_training_on_a_cpu_computes_in_bfloat16(tiny_data, tmp_path, monkeypatch
     assert main(arguments(tiny_data, tmp_path, *options)) == 0
     in_training = torch.bfloat16 if amp else torch.float32
     assert seen == {True: {in_training}, False: {torch.float32}, "weights": {torch.float32}}
+
+
+def test_boxes_keep_their_coordinates():
+    """In mixed precision a pooler gives what it does for the same maps in float32."""
+    pooler = ROIPooler(2, [1 / 4, 1 / 8], 2, "ROIAlignV2")
+    maps = [torch.randn(1, 8, size, size).bfloat16() for size in (300, 150)]
+    boxes = [Boxes(torch.tensor([[1001.0, 1001, 1021, 1031], [701.0, 501, 1001, 803]]))]
+    expected = pooler([x.float() for x in maps], boxes)
+    with torch.autocast("cpu", torch.bfloat16):
+        stock = pooler(maps, boxes)
+        keep_coordinates(pooler)
+        ours = pooler(maps, boxes)
+    assert torch.equal(ours, expected)
+    assert abs(stock - expected).max() > 0.1
