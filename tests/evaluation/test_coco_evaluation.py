@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import gc
 import io
 import json
 import logging
@@ -17,7 +18,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import distributed, multiprocessing
 
-from nlnet_d2.evaluation.coco import FastCOCOeval, FastCOCOEvaluator
+from nlnet_d2.evaluation.coco import FastCOCOeval, FastCOCOEvaluator, paused_collector
 
 TASKS = ("bbox", "segm", "keypoints")
 HEIGHT, WIDTH = 120, 150
@@ -339,3 +340,14 @@ def test_two_processes_are_gathered(register, tmp_path):
         for task in TASKS:
             for metric, value in answers[0][task].items():
                 assert value == pytest.approx(alone[task][metric], abs=1e-9, nan_ok=True)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_collector_is_left_as_it_was(monkeypatch, enabled):
+    monkeypatch.setattr(gc, "isenabled", lambda: enabled)
+    calls = []
+    monkeypatch.setattr(gc, "disable", lambda: calls.append("off"))
+    monkeypatch.setattr(gc, "enable", lambda: calls.append("on"))
+    with contextlib.suppress(ValueError), paused_collector():
+        raise ValueError
+    assert calls == (["off", "on"] if enabled else ["off"])
