@@ -9,13 +9,15 @@ import pickle
 import pickletools
 from collections import OrderedDict
 from collections.abc import Callable, Sized
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from nlnet_d2.checkpoint.checkpointer import CheckpointError
 
 MEMO = {"PUT", "BINPUT", "LONG_BINPUT"}
+CHANGES = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"}  # what is below on the stack
+DEPTH = 50  # of tuples in tuples; those of weights have two or three
 
 
 class PickledDtype:
@@ -133,16 +135,63 @@ class PlainUnpickler(pickle.Unpickler):
         raise CheckpointError("refused: a pickle with persistent ids outside a torch file")
 
 
+class Nesting(NamedTuple):
+    """How deep tuples stand within tuples, and how many objects they would be if none were shared."""
+
+    depth: int
+    size: int
+
+
+PLAIN = Nesting(0, 1)  # what is no tuple
+
+
 def check_opcodes(file: Any) -> None:
-    """Refuse a pickle that would make the unpickler allocate more than the file holds.
+    """Refuse a pickle that would make the unpickler allocate more than the file holds, or fail in C.
 
     ``file`` is a seekable buffer whose ``read`` returns at most what is left (``io.BytesIO``, ``mmap``), and
     stands behind the pickle afterwards. Lengths in the file are compared with what is left (pickletools does
     that), and indices of the memo, for which the unpickler grows an array, with the number of instructions.
+    Tuples are followed over the stack: to hash one, Python goes through all that are in it, as often as they
+    are, and as deep, until the stack of the process is used up.
     """
+    stack: list[Nesting | None] = []  # None is a mark
+    memo: dict[int, Nesting | None] = {}
     for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-        if opcode.name in MEMO and argument > count:
+        name = opcode.name
+        if name in MEMO and argument > count:
             raise CheckpointError(f"refused: a memo index of {argument} after {count} instructions")
+        if name in MEMO or name == "MEMOIZE":
+            memo[len(memo) if argument is None else argument] = stack[-1]
+        elif name.endswith("GET") or name == "DUP":
+            stack.append(stack[-1] if argument is None else memo[argument])
+        elif not opcode.stack_before:
+            stack += [None if name == "MARK" else PLAIN] * len(opcode.stack_after)
+        else:
+            stack += _results(opcode, _take(stack, opcode.stack_before), 4 * count + 100)
+
+
+def _take(stack: list[Nesting | None], wanted: list[pickletools.StackObject]) -> list[Nesting]:
+    """Pop what an instruction takes from the stack, without marks."""
+    first = len(stack) - len(wanted)
+    if pickletools.markobject in wanted:
+        mark = next(i for i in reversed(range(len(stack))) if stack[i] is None)
+        first = mark - wanted.index(pickletools.markobject)
+    taken = [item for item in stack[first:] if item is not None]
+    del stack[first:]
+    return taken
+
+
+def _results(opcode: pickletools.OpcodeInfo, taken: list[Nesting], limit: int) -> list[Nesting]:
+    """What an instruction leaves on the stack."""
+    if "TUPLE" in opcode.name or opcode.name == "FROZENSET":
+        depth = 1 + max((item.depth for item in taken), default=0)
+        size = 1 + sum(item.size for item in taken)
+        if depth > DEPTH or size > limit:
+            raise CheckpointError(f"refused: tuples in tuples, {depth} deep, {size} objects if written out")
+        return [Nesting(depth, size)]
+    if opcode.name in CHANGES:
+        return taken[:1]
+    return [PLAIN] * len(opcode.stack_after)
 
 
 def load_plain_pickle(file: Any) -> Any:

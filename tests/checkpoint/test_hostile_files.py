@@ -165,12 +165,17 @@ def shared():
     yield "the same in a torch file", torch_zip(dicts), "again and again"
     functions = pickle.dumps(attributes, 2)[:-1] + b"0](" + b"c_codecs\nencode\nh\x00b" * 1000 + b"e."
     yield "one state of many functions", functions, "a list instead of names"
+    put, pair = b"q\x010", b"h\x01h\x01\x86"
+    yield "a deep key", b"\x80\x02})" + b"\x85" * 1_000_000 + b"Ns.", "51 deep"
+    for name, change in (("", b""), (" that is not changed", b"(e"), (" whose state is empty", b"NN\x86b")):
+        content = b"\x80\x02}q\x00)" + put + (pair + change + put) * 40 + b"h\x00h\x01Ns."
+        yield f"a key of 2 ** 40 objects{name}", content, "objects if written out"
     nested, keys = "x", frozenset()
     for _ in range(24):  # written out they would have 100 MB
         nested, keys = [nested, nested], frozenset([keys, (keys,)])
     yield "encoding", pickle.dumps({"a": Reduces(codecs.encode, "a", nested)}), "something else"
     yield "dtype", pickle.dumps({"a": Reduces(np.dtype, nested)}), "a dtype that is no name"
-    yield "name", pickle.dumps({keys: np.ones(3)}), "a frozenset in the place of a name"
+    yield "name", pickle.dumps({keys: np.ones(3)}), "objects if written out"
     storages = Declared(4, kind=nested), Declared(4)
     storages[1].pid = ("storage", torch.FloatStorage, nested, "cpu", 4)
     for part, storage in zip(("kind", "key"), storages, strict=True):
