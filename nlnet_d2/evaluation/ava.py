@@ -107,7 +107,9 @@ def _require_common_ground(truth: AvaTable, found: AvaTable, classes: LabelMap) 
 
 def _log_left_out(found: AvaTable, classes: LabelMap) -> None:
     """Say which detections cannot count."""
-    flat = ~(found.box[:, 2:] > found.box[:, :2]).all(axis=1)[found.row_box]
+    flat = ~(found.box[:, 2:] > found.box[:, :2]).all(axis=1)
+    if flat.any():
+        flat = flat[found.row_box]
     other = ~np.isin(found.action, list(classes.names))
     for level, rows, what in (
         (logging.WARNING, flat, "boxes have no area"),
