@@ -2,6 +2,7 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -20,7 +21,9 @@ CAPTION = 28  # height in pixels of the line above each image
 IMAGES_PER_ROW = 2
 SAMPLES_PER_ROW = 4
 ACTIONS_SHOWN = 3  # per person
-PERSON_COLOUR = (1.0, 0.8, 0.0)
+PERSON_COLOUR = (1.0, 0.8, 0.0)  # one for all: nobody is followed from one key frame to the next
+# Of the classes: Detectron2's colours, but those that one cannot read on the black ground of a label.
+COLOURS = [colour for colour in colormap(rgb=True, maximum=1) if colour @ (0.299, 0.587, 0.114) > 0.35]
 
 
 def draw_gallery(
@@ -55,7 +58,7 @@ def draw_samples(dataset_name: str, output_png: str | Path, count: int = 12) -> 
     """
     draw = _draw_people if is_ava(dataset_name) else _draw_truth
     drawn = [draw(record, dataset_name) for record in _evenly(DatasetCatalog.get(dataset_name), count)]
-    height = CAPTION + max(len(picture) for picture, _ in drawn) + MARGIN  # less than a square if all are wide
+    height = CAPTION + max(len(picture) for picture, _ in drawn) + MARGIN  # all may be wide
     tiles = [_caption(picture, text)[:height] for picture, text in drawn]
     Image.fromarray(_tile(tiles, SAMPLES_PER_ROW)).save(output_png)
 
@@ -76,17 +79,29 @@ def _draw_truth(record: dict, dataset_name: str) -> tuple[np.ndarray, str]:
 def _draw_people(record: dict, dataset_name: str) -> tuple[np.ndarray, str]:
     """A key frame with the annotated people and what they do, uint8 RGB, and a caption."""
     image, shown = record["video"].read([record["key_frame"]])[0], record["annotated"]
+    names = np.array(action_names(dataset_name))
+    actions = [names[does > 0] for does in record["actions"][shown]]
+    text = f"{record['video_id']}, {record['second']:g} s: {len(actions)} people"
+    return draw_people(image, record["boxes"][shown], actions), text
+
+
+def draw_people(image: np.ndarray, boxes: np.ndarray, actions: Sequence[Sequence[str]]) -> np.ndarray:
+    """The image, with people and the first of their actions over it, at the size of a panel: uint8 RGB.
+
+    Args:
+        boxes: (N, 4) XYXY in 0..1.
+        actions: of each box.
+    """
     # Enlarged before people are drawn: beside small ones, labels would reach over the border.
     height, width = (round(side * PANEL / max(image.shape[:2])) for side in image.shape[:2])
     visualizer = Visualizer(cv2.resize(image, (width, height)))
-    names = np.array(action_names(dataset_name))
-    labels = ["\n".join(names[actions > 0][:ACTIONS_SHOWN]) for actions in record["actions"][shown]]
-    if labels:
-        boxes = record["boxes"][shown] * np.tile([width, height], 2)
-        colours = [PERSON_COLOUR] * len(labels)
-        visualizer.overlay_instances(boxes=boxes, labels=labels, assigned_colors=colours)
-    text = f"{record['video_id']}, {record['second']:g} s: {len(labels)} people"
-    return visualizer.output.get_image(), text
+    if len(boxes):
+        visualizer.overlay_instances(
+            boxes=boxes * np.tile([width, height], 2),
+            labels=["\n".join(some[:ACTIONS_SHOWN]) for some in actions],
+            assigned_colors=[PERSON_COLOUR] * len(boxes),
+        )
+    return visualizer.output.get_image()
 
 
 def _read_predictions(results_json: str | Path, metadata, min_score: float) -> dict:
@@ -119,14 +134,13 @@ def draw_things(image: np.ndarray, things: list[dict], metadata) -> np.ndarray:
     """The image, with objects drawn over it, at the size of a panel: uint8 RGB."""
     visualizer = Visualizer(image, metadata, scale=PANEL / max(image.shape[:2]))
     if things:
-        palette = colormap(rgb=True, maximum=1)
         boxes = [BoxMode.convert(thing["bbox"], thing["bbox_mode"], BoxMode.XYXY_ABS) for thing in things]
         visualizer.overlay_instances(
             boxes=np.array(boxes),
             labels=[_label(thing, metadata.thing_classes) for thing in things],
             masks=_all(things, "segmentation"),
             keypoints=_keypoints(things),
-            assigned_colors=[palette[thing["category_id"] % len(palette)] for thing in things],
+            assigned_colors=[COLOURS[thing["category_id"] % len(COLOURS)] for thing in things],
             alpha=0.4,
         )
     return visualizer.output.get_image()

@@ -5,12 +5,12 @@ import math
 import numpy as np
 from detectron2.data import Metadata
 from detectron2.structures import Instances
-from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import Visualizer
+
+from nlnet_d2.evaluation.gallery import COLOURS, PERSON_COLOUR
 
 READABLE = 360  # pixels of the shorter side: smaller pictures are enlarged until one can read the labels
 ACTIONS_SHOWN = 3  # per person
-PERSON_COLOUR = (1.0, 0.8, 0.0)  # one for all: nobody is followed from one key frame to the next
 
 
 def draw_objects(image: np.ndarray, instances: Instances, classes: Metadata, min_score: float) -> np.ndarray:
@@ -25,7 +25,7 @@ def draw_objects(image: np.ndarray, instances: Instances, classes: Metadata, min
     """
     shown = instances[instances.scores >= min_score]
     visualizer = Visualizer(image, classes, scale=enlargement(image))
-    names, palette = classes.get("thing_classes", None), colormap(rgb=True, maximum=1)
+    names = classes.get("thing_classes", None)
     found = zip(shown.pred_classes.tolist(), shown.scores.tolist(), strict=True)
     labels = [f"{names[c] if names else f'class {c}'} {score:.0%}" for c, score in found]
     visualizer.overlay_instances(
@@ -33,7 +33,7 @@ def draw_objects(image: np.ndarray, instances: Instances, classes: Metadata, min
         labels=labels,
         masks=list(shown.pred_masks.numpy()) if shown.has("pred_masks") else None,
         keypoints=shown.pred_keypoints if shown.has("pred_keypoints") else None,
-        assigned_colors=[palette[c % len(palette)] for c in shown.pred_classes.tolist()],
+        assigned_colors=[COLOURS[c % len(COLOURS)] for c in shown.pred_classes.tolist()],
         alpha=0.4,
     )
     return _picture(visualizer)

@@ -8,16 +8,14 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from detectron2.structures import Boxes, Instances
 
 from nlnet_d2.data.datasets.ava import ava_source
 from nlnet_d2.data.datasets.ava_files import AvaTable, read_ava_csv, second_text
 from nlnet_d2.data.datasets.label_map import read_label_map
 from nlnet_d2.evaluation.ava import evaluate_ava
-from nlnet_d2.inference.drawing import ActionOverlay, enlarge
+from nlnet_d2.evaluation.gallery import draw_people
 from nlnet_d2.reporting.matching import MIN_SCORE, Objects
 from nlnet_d2.reporting.results import Compared, Curve, SetResults, Table
 
@@ -112,16 +110,15 @@ def _image(record: dict) -> np.ndarray:
 
 
 def _draw(record: dict, truth: list, found: list, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    image = enlarge(_image(record))
-    size = np.array([image.shape[1], image.shape[0]] * 2)
-    pictures = []
-    for rows in (truth, found):
-        boxes = list(dict.fromkeys(tuple((box * size).tolist()) for _, box, _ in rows))
-        scores = torch.zeros(len(boxes), len(names))
-        for column, box, score in rows:
-            scores[boxes.index(tuple((box * size).tolist())), column] = score
-        people = Instances(
-            image.shape[:2], pred_boxes=Boxes(torch.tensor(boxes).reshape(-1, 4)), scores=scores
-        )
-        pictures.append(ActionOverlay(people, names, MIN_SCORE).over(image))
-    return pictures[0], pictures[1]
+    image = _image(record)
+    return draw_people(image, *_people(truth, names)), draw_people(image, *_people(found, names))
+
+
+def _people(
+    rows: list[tuple[int, np.ndarray, float]], names: list[str]
+) -> tuple[np.ndarray, list[list[str]]]:
+    """Boxes (N, 4), and the actions of each, the surest first."""
+    actions = defaultdict(list)
+    for column, box, score in sorted(rows, key=lambda row: -row[2]):
+        actions[tuple(box.tolist())].append(names[column] + (f" {score:.0%}" if score < 1 else ""))
+    return np.array(list(actions)), list(actions.values())

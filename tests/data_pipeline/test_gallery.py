@@ -8,7 +8,7 @@ from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from nlnet_d2.data.datasets.coco import register_coco_data
-from nlnet_d2.evaluation.gallery import CAPTION, MARGIN, PANEL, draw_gallery, draw_samples
+from nlnet_d2.evaluation.gallery import CAPTION, COLOURS, MARGIN, PANEL, draw_gallery, draw_samples
 
 ROW, COLUMN = PANEL + CAPTION + MARGIN, PANEL + MARGIN
 
@@ -78,3 +78,7 @@ def test_samples_of_wide_pictures_have_no_room_below(own, tmp_path):
     draw_samples("own_data", tmp_path / "samples.png")
     picture = Image.open(tmp_path / "samples.png")
     assert picture.size == (3 * COLUMN, CAPTION + PANEL * 30 // 40 + MARGIN)
+
+
+def test_names_of_all_classes_can_be_read_on_black():
+    assert len(COLOURS) > 40 and min(0.299 * r + 0.587 * g + 0.114 * b for r, g, b in COLOURS) > 0.35
