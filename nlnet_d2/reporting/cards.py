@@ -12,7 +12,7 @@ from nlnet_d2.reporting.matching import Verdict
 from nlnet_d2.reporting.results import Compared
 
 PER_KIND = 6  # cards of each kind
-WIDTH = 640  # pixels of the longer side of a picture
+WIDTH = 640  # pixels of a picture
 QUALITY = 82  # of JPEG
 
 
@@ -101,8 +101,8 @@ def _card(kind: str, compared: Compared, text: str, classes: list[str]) -> Card:
 
 
 def data_url(picture: np.ndarray, width: int = WIDTH) -> str:
-    """An (H, W, 3) uint8 RGB picture as a JPEG inside a URL, at most ``width`` along its longer side."""
+    """An (H, W, 3) uint8 RGB picture as a JPEG inside a URL, at most ``width`` pixels wide."""
     image, buffer = Image.fromarray(picture), io.BytesIO()
-    image.thumbnail((width, width))
+    image.thumbnail((width, image.height))
     image.save(buffer, "JPEG", quality=QUALITY)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

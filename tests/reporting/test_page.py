@@ -1,14 +1,17 @@
 """The page about a run: everything is in it, and nothing is elsewhere."""
 
+import base64
+import io
 import re
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from nlnet_d2.data.errors import DataError
 from nlnet_d2.reporting import attention_section
-from nlnet_d2.reporting.cards import choose_cards
+from nlnet_d2.reporting.cards import choose_cards, data_url
 from nlnet_d2.reporting.page import report
 from nlnet_d2.reporting.results import Table
 from nlnet_d2.reporting.run_folder import read_run
@@ -142,6 +145,12 @@ def test_cards(coco_run):
     assert "90%, but the truth is" in confused.text
     assert "80%, but nothing is there: 5 x 4 at (0, 0)" in nothing.text
     assert all(card.truth.startswith("data:image/jpeg;base64,") for card in cards)
+
+
+def test_a_high_picture_is_not_made_small():
+    """That of the attention of many blocks: one could not read it."""
+    encoded = data_url(np.zeros((900, 300, 3), np.uint8), width=400).partition("base64,")[2]
+    assert Image.open(io.BytesIO(base64.b64decode(encoded))).size == (300, 900)
 
 
 def test_cells():
