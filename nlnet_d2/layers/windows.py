@@ -33,6 +33,7 @@ def window_unpartition(windows: torch.Tensor, hw: tuple[int, int]) -> torch.Tens
         hw: height and width of the map before it was cut.
     """
     (height, width), (size, channels) = hw, windows.shape[2:]
-    rows, columns = -(-height // size), -(-width // size)
+    # No negative number is divided: ONNX rounds towards zero.
+    rows, columns = (height + size - 1) // size, (width + size - 1) // size
     x = windows.view(-1, rows, columns, size, size, channels).transpose(2, 3)
     return x.reshape(-1, rows * size, columns * size, channels)[:, :height, :width]

@@ -20,7 +20,11 @@ MODELS = {
     "context": ("mask_rcnn_nl_shapes", {"MODEL.ROI_MASK_HEAD.NORM": ""}),
     "vitdet": (
         "mask_rcnn_vitdet_shapes",
-        {"MODEL.ROI_MASK_HEAD.NAME": "LayerNormMaskHead", "MODEL.ROI_MASK_HEAD.NORM": "LN"},
+        {
+            "MODEL.ROI_MASK_HEAD.NAME": "LayerNormMaskHead",
+            "MODEL.ROI_MASK_HEAD.NORM": "LN",
+            "MODEL.VIT.WINDOW_SIZE": 7,  # which does not divide the map of 20 x 20
+        },
     ),
 }
 SIZES = ((96, 128), (128, 96), (64, 64))
