@@ -18,7 +18,7 @@ from torch import distributed as dist
 from torch import multiprocessing as mp
 from torch import nn
 
-from nlnet_d2.engine.errors import STOP_SIGNALS, ConfigError, exit_code
+from nlnet_d2.engine.errors import EXIT_CODES, STOP_SIGNALS, ConfigError, exit_code
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 
@@ -113,5 +113,9 @@ def _process_group(device: str, local_rank: int, local_size: int, **place) -> It
         if first <= dist.get_rank() < first + local_size:
             comm._LOCAL_PROCESS_GROUP = group  # 0.6 has no function for it
     comm.synchronize()  # or a slow machine may miss the first collective
-    yield
-    dist.destroy_process_group()  # not after an error: the other processes may never come to it
+    try:
+        yield
+    except (SystemExit, *EXIT_CODES):  # an exit code, which threads of the group that are left may spoil
+        dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()  # not after a bug: it may wait for the others
