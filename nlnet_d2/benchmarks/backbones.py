@@ -40,19 +40,31 @@ def vit(quick: bool) -> list[Case]:
         (512, BOTH): Goal(1.2, 0.75),
         (1024, BOTH): Goal(1.6, 0.42),
     }
-    sides = (64,) if quick else (512, 1024)
-    others = [LITERAL, UPSTREAM] if UpstreamViT else [LITERAL]
-    settings = [(other, side, passes) for other in others for passes in (FORWARD, BOTH) for side in sides]
+    sizes = [(side, passes) for passes in (FORWARD, BOTH) for side in ((64,) if quick else (512, 1024))]
+    return image_cases("ViTDet-B", partial(build_vit, TINY_VIT if quick else {}), UpstreamViT, sizes, goals)
+
+
+def mvit(quick: bool) -> list[Case]:
+    goals = {(512, FORWARD): Goal(1.4, 0.62), (1024, FORWARD): Goal(1.6, 0.77)}
+    sizes = [(64, FORWARD), (64, BOTH)] if quick else [(512, FORWARD), (1024, FORWARD), (512, BOTH)]
+    return image_cases(
+        "MViTv2-T", partial(build_mvit, TINY_MVIT if quick else {}), UpstreamMViT, sizes, goals
+    )
+
+
+def image_cases(name: str, build: Callable, upstream: type | None, sizes: list, goals: dict) -> list[Case]:
+    """A backbone at all ``sizes`` (side, passes), beside the formula and upstream's, if there."""
     return [
         Case(
-            name=f"ViTDet-B, {passes}, {side} px",
+            name=f"{name}, {passes}, {side} px",
             alternative=alternative,
-            build=partial(build_vit, TINY_VIT if quick else {}, side, passes, alternative),
+            build=partial(build, side, passes, alternative),
             work=side,
             unit="pixels of the side",
             goal=goals.get((side, passes), Goal()),
         )
-        for alternative, side, passes in settings
+        for alternative in ([LITERAL, UPSTREAM] if upstream else [LITERAL])
+        for side, passes in sizes
     ]
 
 
@@ -77,10 +89,10 @@ def build_vit(options: dict, side: int, passes: str, alternative: str, device) -
     )
 
 
-def beside(upstream: nn.Module, net: nn.Module, passes: str, image: torch.Tensor) -> Pair:
-    """Two backbones with the same names of parameters."""
+def beside(other: nn.Module, net: nn.Module, passes: str, image: torch.Tensor) -> Pair:
+    """``net`` and another backbone with the same names of parameters."""
     names = [name for name, _ in net.named_parameters()]
-    ours, other = (
+    ours, theirs = (
         compare(
             lambda x, model=model: list(model(x).values()),
             None,
@@ -88,27 +100,9 @@ def beside(upstream: nn.Module, net: nn.Module, passes: str, image: torch.Tensor
             image,
             parameters=[model.get_parameter(name) for name in names],
         ).ours
-        for model in (net, upstream)
+        for model in (net, other)
     )
-    return Pair(ours, other)
-
-
-def mvit(quick: bool) -> list[Case]:
-    goals = {(512, FORWARD): Goal(1.4, 0.62), (1024, FORWARD): Goal(1.6, 0.77)}
-    sizes = [(64, FORWARD), (64, BOTH)] if quick else [(512, FORWARD), (1024, FORWARD), (512, BOTH)]
-    others = [LITERAL, UPSTREAM] if UpstreamMViT else [LITERAL]
-    settings = [(other, *size) for other in others for size in sizes]
-    return [
-        Case(
-            name=f"MViTv2-T, {passes}, {side} px",
-            alternative=alternative,
-            build=partial(build_mvit, TINY_MVIT if quick else {}, side, passes, alternative),
-            work=side,
-            unit="pixels of the side",
-            goal=goals.get((side, passes), Goal()),
-        )
-        for alternative, side, passes in settings
-    ]
+    return Pair(ours, theirs)
 
 
 def build_mvit(options: dict, side: int, passes: str, alternative: str, device) -> Pair:

@@ -13,8 +13,8 @@ from nlnet_d2.backbones.resnet import ContextResNet
 from nlnet_d2.backbones.video.slowfast import SlowFast
 from nlnet_d2.backbones.vit import ViT
 from nlnet_d2.benchmarks import literal
-from nlnet_d2.benchmarks.backbones import TINY_MVIT, TINY_SLOWFAST, TINY_VIT
-from nlnet_d2.benchmarks.blocks import BOTH, compare, randomize
+from nlnet_d2.benchmarks.backbones import TINY_MVIT, TINY_SLOWFAST, TINY_VIT, beside
+from nlnet_d2.benchmarks.blocks import BOTH, randomize
 from nlnet_d2.benchmarks.measure import Case, Pair
 from nlnet_d2.blocks.nonlocal_ import NonLocal
 from nlnet_d2.config import add_nlnet_config
@@ -59,11 +59,7 @@ def build_checkpointed(net: type, options: dict, size: tuple[int, ...], device) 
     )
     recomputed.load_state_dict(kept.state_dict())
     image = torch.randn(1, 3, *size, device=device)
-    ours, other = (
-        compare(lambda x, m=m: list(m(x).values()), None, BOTH, image, parameters=list(m.parameters())).ours
-        for m in (recomputed, kept)
-    )
-    return Pair(ours, other)
+    return beside(kept, recomputed, BOTH, image)
 
 
 def build_detector(quick: bool, side: int, device) -> Pair:
