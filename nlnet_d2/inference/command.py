@@ -80,16 +80,18 @@ def run(args: argparse.Namespace) -> None:
     predictor = build_predictor(cfg, batch_size=args.batch_size, boxes=args.boxes, every=args.every)
     predictor.require(sources)
     outputs = plan_outputs(args.output, sources, ".csv" if is_action else ".json", args.boxes)
-    failures = Failures()
+    failures, seen = Failures(), set()
 
     def predict(*some: Source) -> Iterator[Prediction]:
-        return _with_progress(predictor(some, failures), some)
+        for prediction in _with_progress(predictor(some, failures), some):
+            seen.add(prediction.source)
+            yield prediction
 
     if is_action:
         write_actions(outputs, predict, failures, classes, args.confidence_threshold)
     else:
         write_objects(outputs, predict(*sources), classes, args.confidence_threshold)
-    logger.info("Wrote %s and what belongs to it", outputs.results)
+    logger.info("Read and annotated %d of %d inputs; results: %s", len(seen), len(sources), outputs.results)
     failures.raise_any(sources)
 
 

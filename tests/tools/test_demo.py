@@ -64,10 +64,22 @@ def test_pictures_with_a_broken_one_among_them(files, tmp_path, capfd):
     ]
     options = ["MODEL.WEIGHTS", str(files / "objects.pth"), "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"]
     assert main(["--config-file", TINY_OBJECTS, *inputs, *options]) == 3
-    assert "error: 1 of 3 inputs could not be read to the end: broken.jpg" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "error: 1 of 3 inputs could not be read to the end: broken.jpg" in said
+    assert f"Read and annotated 2 of 3 inputs; results: {tmp_path / 'out' / 'predictions.json'}" in said
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.png", "b.png", "predictions.json"}
     results = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert {result["file_name"] for result in results} == {"a.png", "b.png"}
+
+
+def test_nothing_that_can_be_read(files, tmp_path, capfd):
+    (tmp_path / "broken.jpg").write_text("no picture")
+    flags = ["--input", str(tmp_path / "broken.jpg"), "--output", str(tmp_path / "out")]
+    options = ["MODEL.WEIGHTS", str(files / "objects.pth")]
+    assert main(["--config-file", TINY_OBJECTS, *flags, *options]) == 3
+    said = capfd.readouterr().err
+    assert "Read and annotated 0 of 1 inputs; results: " in said and "error: 1 of 1 inputs could not" in said
+    assert json.loads((tmp_path / "out" / "predictions.json").read_text()) == []
 
 
 def test_actions_of_people_on_file(files, tmp_path):
