@@ -6,7 +6,7 @@ from detectron2.utils import comm
 from nlnet_d2.engine.hooks import KeepBest
 
 
-class StoppedEarly(Exception):
+class StoppedEarly(BaseException):  # Detectron2 logs an Exception as a failure
     """Raised by ``StopEarly`` in every process to leave the training loop; it is saved then."""
 
 

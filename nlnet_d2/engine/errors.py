@@ -1,5 +1,6 @@
 """The ways a run can end early, with the exit code of each."""
 
+import logging
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -41,3 +42,8 @@ def exit_code(function: Callable, *args) -> int:
         sys.stderr.write(f"error: {error}\n")
         return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
     return 0
+
+
+def is_unexplained(record: logging.LogRecord) -> bool:
+    """A filter of logs: all but the tracebacks of errors of which ``exit_code`` says what there is to say."""
+    return not (record.exc_info and isinstance(record.exc_info[1], tuple(EXIT_CODES)))

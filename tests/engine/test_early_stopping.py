@@ -25,6 +25,7 @@ def test_training_ends_after_so_many_evaluations_without_a_better_one(tiny_data,
     assert main(arguments(tiny_data, tmp_path, *OPTIONS, "TEST.PATIENCE", "2")) == 0
     printed = capsys.readouterr().out
     assert "2 evaluations in a row were not better than the best" in printed
+    assert "Exception" not in printed, "it is no failure"
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000004.pth"
     assert (tmp_path / "model_best.pth").exists() and not (tmp_path / "model_final.pth").exists()
     # Detectron2's words, which say the score beside the best so far.
