@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from detectron2.config import CfgNode, get_cfg
+from tabulate import tabulate
 
 from nlnet_d2.analysis.complexity import RULE, Complexity, build_on_meta, measure
 from nlnet_d2.checkpoint.download import address_of, expected_hash
@@ -125,5 +126,4 @@ def table(folder: Path) -> str:
 
 
 def _markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+    return tabulate(rows, columns, tablefmt="github", disable_numparse=True, stralign=None) + "\n"

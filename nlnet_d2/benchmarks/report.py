@@ -59,8 +59,9 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1e3 * seconds:.1f} ms"
 
 
-def table(rows: list[dict]) -> str:
-    return tabulate([cells(row) for row in rows], COLUMNS, disable_numparse=True)
+def table(rows: list[dict], **style) -> str:
+    """The rows as ``tabulate`` shows them in a style."""
+    return tabulate([cells(row) for row in rows], COLUMNS, disable_numparse=True, **style)
 
 
 def markdown(rows: list[dict]) -> str:
@@ -73,8 +74,7 @@ def markdown(rows: list[dict]) -> str:
         flag = ("" if device == "cpu" else f" --device {device}") + (" --busy" if busy else "")
         rounds = ", ".join(sorted({str(row["rounds"]) for row in its}))
         parts.append(f"## {suite}\n\n`nlnet-d2 benchmark {suite}{flag}`, {rounds} alternating rounds\n")
-        lines = [COLUMNS, ["---"] * len(COLUMNS), *map(cells, its)]
-        parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")
+        parts.append(table(its, tablefmt="github", stralign=None) + "\n")
     if not any(row["device"] == "cuda" for row in rows):
         parts.append("## GPU\n\nNot run on this machine (`--device cuda`).\n")
     return "\n".join(parts)
