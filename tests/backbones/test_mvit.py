@@ -7,10 +7,11 @@ from detectron2.config import get_cfg, instantiate
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
-from deterministic import compare, golden_state_dict, make_input, read_keys
+from deterministic import compare, read_keys
+from golden_network import golden_network
 from torch import nn
 
-from nlnet_d2 import add_nlnet_config, load_weights
+from nlnet_d2 import add_nlnet_config
 from nlnet_d2.backbones.mvit import MViT, block_shapes
 from nlnet_d2.backbones.padding import SquarePadFPN
 from nlnet_d2.layers.attention import IMPLEMENTATIONS, use_attention
@@ -32,11 +33,7 @@ def with_fpn(net: MViT, square_pad: int = 0) -> SquarePadFPN:
 
 @pytest.fixture(scope="module")
 def golden():
-    case = read_keys("mvitv2_tiny")
-    model = with_fpn(tiny()).eval()
-    report = load_weights(model, golden_state_dict(case))
-    assert set(report.used) == set(case["keys"]) and not report.missing and not report.unexpected
-    return model, make_input(case["input"]["shape"])
+    return golden_network("mvitv2_tiny", with_fpn(tiny()))
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)

@@ -8,10 +8,11 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.structures import ImageList
-from deterministic import compare, golden_state_dict, make_input, read_keys
+from deterministic import compare, read_keys
+from golden_network import golden_network
 from torch import nn
 
-from nlnet_d2 import add_nlnet_config, load_weights
+from nlnet_d2 import add_nlnet_config
 from nlnet_d2.backbones.vit import ViT
 from nlnet_d2.backbones.vit_pyramid import SimpleFeaturePyramid, rescale
 from nlnet_d2.layers.attention import IMPLEMENTATIONS, use_attention
@@ -46,11 +47,7 @@ def randomize(model: nn.Module) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def golden():
-    case = read_keys("vitdet_tiny")
-    model = tiny().eval()
-    report = load_weights(model, golden_state_dict(case))
-    assert set(report.used) == set(case["keys"]) and not report.missing and not report.unexpected
-    return model, make_input(case["input"]["shape"])
+    return golden_network("vitdet_tiny", tiny())
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
