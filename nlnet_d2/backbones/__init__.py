@@ -1,5 +1,5 @@
 """Backbones of this package; importing a file registers what it defines."""
 
-from nlnet_d2.backbones import mvit, resnet, video, vit, vit_pyramid
+from nlnet_d2.backbones import mvit, resnet, resnet_v2, video, vit, vit_pyramid
 
-__all__ = ["mvit", "resnet", "video", "vit", "vit_pyramid"]
+__all__ = ["mvit", "resnet", "resnet_v2", "video", "vit", "vit_pyramid"]

@@ -150,8 +150,7 @@ class ContextResNet(ResNet):
             raise ValueError(f"MODEL.RESNETS.DEPTH {depth} is unknown; choose one of {list(DEPTHS)}")
         if depth < 50 and (any(deform_on_per_stage) or num_groups != 1 or res5_dilation != 1):
             raise ValueError(f"R{depth} has no bottlenecks: no deformable, grouped or dilated convolutions")
-        placed = place_blocks(blocks, dict(zip(STAGES, DEPTHS[depth], strict=True)))
-        refuse_frozen(placed, freeze_at)
+        placed = place_in_stages(blocks, DEPTHS[depth], freeze_at)
         res2_channels = res2_channels or (64 if depth < 50 else 256)
         stages, channels = [], stem_channels
         for i, context in enumerate(placed.values()):
@@ -207,26 +206,40 @@ class ContextResNet(ResNet):
         }
 
 
-def refuse_frozen(placed: dict[str, list[list[BlockSpec]]], freeze_at: int) -> None:
-    """A context block that starts as the identity and is frozen stays one for ever: say so at once."""
+def place_in_stages(
+    blocks: Sequence[dict], depths: Sequence[int], freeze_at: int
+) -> dict[str, list[list[BlockSpec]]]:
+    """``place_blocks`` in res2 ... res5 of ``depths`` residual blocks.
+
+    Raises:
+        ValueError: see there; or a context block in a frozen stage, where it would stay the identity that it
+            starts as.
+    """
+    placed = place_blocks(blocks, dict(zip(STAGES, depths, strict=True)))
     for i, (stage, contexts) in enumerate(placed.items(), start=2):
         if freeze_at >= i and any(contexts):
             raise ValueError(
                 f"{KEY} puts a block in {stage}, which MODEL.BACKBONE.FREEZE_AT={freeze_at} freezes: it "
                 f"could never learn. Set FREEZE_AT to {i - 1} or less, or move the block to a later stage"
             )
+    return placed
 
 
-@BACKBONE_REGISTRY.register()
-def build_context_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
-    """``ContextResNet`` with Detectron2's FPN (arXiv 1612.03144): maps p2 ... p6, or fewer."""
+def resnet_fpn(cfg, bottom_up: ResNet) -> FPN:
+    """Detectron2's FPN (arXiv 1612.03144) on ``bottom_up``: maps p2 ... p6, or fewer."""
     top_block = LastLevelMaxPool()
     top_block.in_feature = cfg.MODEL.FPN.IN_FEATURES[-1].replace("res", "p")  # stock: p5, whatever there is
     return FPN(
-        bottom_up=ContextResNet(cfg, input_shape),
+        bottom_up=bottom_up,
         in_features=cfg.MODEL.FPN.IN_FEATURES,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=norm_argument(cfg.MODEL.FPN.NORM),
         top_block=top_block,
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )
+
+
+@BACKBONE_REGISTRY.register()
+def build_context_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
+    """``ContextResNet`` with a feature pyramid."""
+    return resnet_fpn(cfg, ContextResNet(cfg, input_shape))

@@ -11,6 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from nlnet_d2.backbones.resnet import ContextBlockMixin
 from nlnet_d2.blocks.context import ContextPooling
 from nlnet_d2.blocks.nonlocal_ import NonLocal
+from nlnet_d2.layers.standardized_conv import StandardizedConv2d
 
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 CONVS = (nn.Conv2d, nn.Conv3d)
@@ -19,7 +20,7 @@ CONVS = (nn.Conv2d, nn.Conv3d)
 def optimize_for_inference(model: nn.Module) -> nn.Module:
     """A copy of ``model`` that gives the same results, within rounding errors, in less time and memory.
 
-    - Batch normalisation, frozen or not, goes into the convolution before it.
+    - Batch normalisation, frozen or not, goes into the convolution before it; kernels are standardised once.
     - Convolutions work on channels-last maps (N, H, W, C), which oneDNN and cuDNN like better.
     - Context blocks of a residual block write over their input, which nobody else needs.
 
@@ -34,6 +35,8 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
         elif isinstance(module, NonLocal) and _can_fold(module.norm):
             _fold(module.out, module.norm)
             module.norm = nn.Identity()
+        elif isinstance(module, StandardizedConv2d):
+            module.fold()
         elif isinstance(module, ContextBlockMixin):
             for block in module.modules():
                 if isinstance(block, ContextPooling):

@@ -12,6 +12,7 @@ from torch import nn
 from nlnet_d2 import add_nlnet_config
 from nlnet_d2.backbones.mvit import MViT
 from nlnet_d2.backbones.resnet import ContextBottleneckBlock, ContextResNet
+from nlnet_d2.backbones.resnet_v2 import ResNetV2
 from nlnet_d2.backbones.video.resnet3d import ContextBottleneckBlock3d, ResNet3D
 from nlnet_d2.backbones.video.slowfast import SlowFast
 from nlnet_d2.backbones.vit import ViT
@@ -26,6 +27,7 @@ NETWORKS = {
     "mvit": (MViT, {"img_size": 64, "embed_dim": 32, "depths": (1, 2, 2, 1), "window_size": 8}, IMAGE),
     "resnet": (ContextResNet, {"depth": 50, "norm": "BN", "blocks": BLOCKS}, IMAGE),
     "resnet18": (ContextResNet, {"depth": 18, "norm": "GN"}, IMAGE),
+    "resnet v2": (ResNetV2, {"blocks": BLOCKS}, IMAGE),
     "slow": (ResNet3D, NARROW | {"norm": "SubBN"}, CLIPS),
     "slowfast": (SlowFast, NARROW | {"blocks": BLOCKS}, CLIP),
 }

@@ -16,11 +16,13 @@ from published_weights import (
 from torch.nn import functional as F
 
 from nlnet_d2.backbones.resnet import ContextResNet
+from nlnet_d2.backbones.resnet_v2 import ResNetV2
 from nlnet_d2.backbones.video.resnet3d import ResNet3D
 from nlnet_d2.backbones.video.slowfast import SlowFast
 from nlnet_d2.checkpoint import load_weights
 from nlnet_d2.checkpoint.checkpointer import CheckpointError
 from nlnet_d2.checkpoint.convert import convert
+from nlnet_d2.checkpoint.read import read_tensors
 from nlnet_d2.checkpoint.sources import SOURCES
 
 GC = {"NAME": "GlobalContext", "AT": {"res3": "all", "res4": "all", "res5": "all"}, "POSITION": "after_conv3"}
@@ -33,6 +35,12 @@ LANDS = {
         "layer1.0.downsample.0.weight": "res2.0.shortcut.weight",
         "layer4.0.downsample.1.bias": "res5.0.shortcut.norm.bias",
         "layer3.5.bn2.running_mean": "res4.5.conv2.norm.running_mean",
+    },
+    "resnetv2_50x1_bit": {
+        "stem.conv.weight": "stem.conv1.weight",
+        "stages.0.blocks.0.downsample.conv.weight": "res2.0.shortcut.weight",
+        "stages.2.blocks.5.norm3.bias": "res4.5.norm3.bias",
+        "norm.weight": "res5.3.norm.weight",
     },
     "gcnet_r50_r16_c3-c5": {
         "layer2.3.context_block.channel_add_conv.1.weight": "res3.3.after_conv3.0.channel_add_conv.1.weight",
@@ -76,6 +84,7 @@ LANDS = {
 }
 MODELS = {
     "resnet50_keys": ("torchvision", lambda: ContextResNet(**TORCHVISION)),
+    "resnetv2_50x1_bit": ("bit-timm", ResNetV2),
     "gcnet_r50_r16_c3-c5": ("mmdet1", lambda: ContextResNet(blocks=[GC], **TORCHVISION)),
     "ava_slowfast_32x2_r50_short": ("pyslowfast", lambda: SlowFast(res5_stride=1, res5_dilation=2)),
     "i3d_nln_8x8_r50": ("pyslowfast-single", lambda: ResNet3D(arch="i3d", blocks=FIVE_BLOCKS)),
@@ -112,7 +121,6 @@ def test_recognition_is_by_one_table_only():
 
 
 REFUSED = {
-    "bit": {"resnet/block1/unit01/a/standardized_conv2d/kernel": [1, 1, 64, 64]},
     "vit-hybrid": {
         "conv_root/kernel": [7, 7, 3, 64],
         "embedding/kernel": [1, 1, 1024, 768],
@@ -129,7 +137,6 @@ REFUSED = {
     },
 }
 REFUSED_GOLDEN = {  # the first names and the last of each
-    "bit-timm": "bit-timm",
     "convnext": "convnext",
     "botnet": "botnet",
     "halonet": "botnet",
@@ -147,6 +154,43 @@ def test_known_networks_without_a_place_here_are_named(origin):
     for name, keys in cases:
         with pytest.raises(CheckpointError, match=f"weights of origin {name}: .*no backbone here is one"):
             convert(shapes(keys), on_meta(ContextResNet), name if origin else None)
+
+
+def bit_name(name):
+    """Google's name in ``BiT-*.npz``, written independently of the table."""
+    if name == "stem.conv1.weight":
+        return "resnet/root_block/standardized_conv2d/kernel"
+    stage, unit, layer, kind = name.replace("norm.", "last.").replace("shortcut.", "shortcut0.").split(".")
+    part = {"weight": "gamma", "bias": "beta"}[kind]
+    if layer == "last":
+        return f"resnet/group_norm/{part}"
+    where = f"resnet/block{int(stage[3]) - 1}/unit{int(unit) + 1:02d}"
+    letter = "aabc"[int(layer[-1])]
+    if layer.startswith("norm"):
+        return f"{where}/{letter}/group_norm/{part}"
+    return f"{where}/{letter}/{'proj/' * layer.startswith('shortcut')}standardized_conv2d/kernel"
+
+
+@pytest.mark.parametrize("depth", [50, 152])
+def test_bit_of_google(depth, tmp_path):
+    """Kernels (H, W, I, O) and norms of the real layout, from a file, land where timm's names do."""
+    model = on_meta(ResNetV2, depth=depth)
+    ours = {name: make_tensor(name, value.shape[:1]) for name, value in model.state_dict().items()}
+    for name, value in model.state_dict().items():
+        if value.ndim == 4:
+            ours[name] = torch.arange(value.numel(), dtype=torch.float32).view(value.shape)
+    blobs = {bit_name(name): v.permute(2, 3, 1, 0) if v.ndim == 4 else v for name, v in ours.items()}
+    assert "resnet/block1/unit01/a/proj/standardized_conv2d/kernel" in blobs and len(blobs) == len(ours)
+    assert f"resnet/block3/unit{6 if depth == 50 else 36:02d}/c/group_norm/beta" in blobs
+    blobs |= {
+        "resnet/head/conv2d/kernel": torch.zeros(1, 1, 2048, 10),
+        "resnet/head/conv2d/bias": torch.zeros(10),
+    }
+    np.savez(tmp_path / "BiT-M.npz", **{name: v.numpy() for name, v in blobs.items()})
+    conversion = convert(read_tensors(tmp_path / "BiT-M.npz"), model)
+    assert_complete(conversion.report, "bit")
+    assert set(conversion.report.dropped) == {"resnet/head/conv2d/kernel", "resnet/head/conv2d/bias"}
+    assert all(torch.equal(conversion.state[name], tensor) for name, tensor in ours.items())
 
 
 def pytorchvideo_name(name):

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from nlnet_d2 import add_nlnet_config, optimize_for_inference
 from nlnet_d2.backbones.mvit import MViT
 from nlnet_d2.backbones.resnet import ContextResNet
+from nlnet_d2.backbones.resnet_v2 import ResNetV2
 from nlnet_d2.backbones.video.slowfast import SlowFast
 from nlnet_d2.backbones.vit import ViT
 from nlnet_d2.backbones.vit_pyramid import SimpleFeaturePyramid
@@ -27,6 +28,7 @@ BACKBONES = {
     "resnet": lambda: ContextResNet(blocks=BLOCKS, norm="BN"),
     "frozen resnet": lambda: ContextResNet(blocks=BLOCKS, norm="FrozenBN"),
     "group norm": lambda: ContextResNet(depth=18, norm="GN"),
+    "resnet v2": lambda: ResNetV2(blocks=BLOCKS),
     "vitdet": lambda: SimpleFeaturePyramid(
         ViT(embed_dim=48, depth=3, num_heads=3, window_size=3, global_block_indexes=[2])
     ),

@@ -25,8 +25,8 @@ from fvcore.nn.weight_init import c2_msra_fill
 from torch import nn
 from torch.nn import functional as F
 
-from nlnet_d2.backbones.resnet import STAGES, ContextBlockMixin, refuse_frozen
-from nlnet_d2.blocks.base import nearest, place_blocks
+from nlnet_d2.backbones.resnet import STAGES, ContextBlockMixin, place_in_stages
+from nlnet_d2.blocks.base import nearest
 from nlnet_d2.layers.norm import GROUPS, get_norm
 
 DEPTHS = {14: (1, 1, 1, 1), 26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -198,8 +198,7 @@ class ResNet3D(Backbone):
         check_choice("MODEL.RESNETS.DEPTH", depth, DEPTHS)
         for name in out_features:
             check_choice("MODEL.RESNETS.OUT_FEATURES", name, STAGES)
-        placed = place_blocks(blocks, dict(zip(STAGES, DEPTHS[depth], strict=True)))
-        refuse_frozen(placed, freeze_at)
+        placed = place_in_stages(blocks, DEPTHS[depth], freeze_at)
         kernels, strides = temporal_kernels(arch, depth, temporal_blocks), (1, 2, 2, res5_stride)
         norms = [frozen(norm) if i < freeze_at else norm for i in range(5)]
         self.temporal_pool = ARCHS[arch].pool

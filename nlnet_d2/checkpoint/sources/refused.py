@@ -9,19 +9,6 @@ def _network(name: str, files: str, *marks: tuple[str, int], why: str) -> Source
 
 SOURCES = (
     _network(
-        "bit",
-        "BiT-M-R50x1.npz, BiT-S-R101x3.npz",
-        (r"^resnet/block1/unit01/a/standardized_conv2d/kernel$", 4),
-        why="pre-activation ResNets (v2) with standardised kernels",
-    ),
-    _network(
-        "bit-timm",
-        "resnetv2_50x1_bit of timm",
-        (r"^stem\.conv\.weight$", 4),
-        (r"^stages\.0\.blocks\.0\.norm3\.weight$", 1),
-        why="pre-activation ResNets (v2) with standardised kernels",
-    ),
-    _network(
         "vit-hybrid",
         "R50+ViT-B_16.npz of Google's vision_transformer",
         (r"(^|/)conv_root/kernel$", 4),

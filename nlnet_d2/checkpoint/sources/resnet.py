@@ -1,11 +1,12 @@
-"""ImageNet ResNets: torchvision (and timm, which names them alike), MoCo, and Caffe2 (MSRA, FAIR)."""
+"""ImageNet ResNets: torchvision (and timm, which names them alike), MoCo, Caffe2 (MSRA, FAIR), and BiT."""
 
 from dataclasses import replace
 
 from nlnet_d2.checkpoint.source import Source
-from nlnet_d2.checkpoint.tensors import inflate
+from nlnet_d2.checkpoint.tensors import hwio_to_oihw, inflate
 
 CLASSIFIER = "classifier of the pre-training"
+LAST_NORM = "res5.3.norm."  # of BiT, after the three residual blocks of res5
 RGB = "INPUT.FORMAT RGB, PIXEL_MEAN [123.675, 116.28, 103.53], PIXEL_STD [58.395, 57.12, 57.375]"
 # torchvision's names of a ResNet -> Detectron2's; `layer1` is res2.
 FROM_TORCHVISION = (
@@ -92,4 +93,39 @@ CAFFE2_GN = replace(
     expects="INPUT.FORMAT BGR, PIXEL_STD [1, 1, 1], MODEL.RESNETS.STRIDE_IN_1X1 False",
 )
 
-SOURCES = (TORCHVISION, MOCO, CAFFE2, CAFFE2_GN)
+BIT = Source(
+    name="bit",
+    files="BiT-M-R50x1.npz, BiT-S-R101x3.npz",
+    marks=((r"^resnet/block1/unit01/a/standardized_conv2d/kernel$", 4),),
+    drops=((r"^resnet/head/", CLASSIFIER),),
+    renames=(
+        (r"^resnet/root_block/standardized_conv2d/", "stem.conv1."),
+        (r"^resnet/group_norm/", LAST_NORM),
+        *((rf"^resnet/block{i}/", f"res{i + 1}/") for i in (1, 2, 3, 4)),
+        *((rf"/unit{i:02d}/", f".{i - 1}.") for i in range(1, 37)),  # 36 in res4 of R152
+        (r"a/proj/standardized_conv2d/", "shortcut."),
+        *((rf"\.{letter}/standardized_conv2d/", f".conv{i}.") for i, letter in enumerate("abc", start=1)),
+        *((rf"\.{letter}/group_norm/", f".norm{i}.") for i, letter in enumerate("abc", start=1)),
+        (r"\.(kernel|gamma)$", ".weight"),
+        (r"\.beta$", ".bias"),
+    ),
+    ops=((r"\.weight$", hwio_to_oihw),),
+    expects="INPUT.FORMAT RGB, PIXEL_MEAN [127.5, 127.5, 127.5], PIXEL_STD [127.5, 127.5, 127.5]",
+)
+
+BIT_TIMM = Source(
+    name="bit-timm",
+    files="resnetv2_50x1_bit, resnetv2_101x3_bit of timm",
+    marks=((r"^stem\.conv\.weight$", 4), (r"^stages\.0\.blocks\.0\.norm3\.weight$", 1)),
+    absent=(r"\.running_mean$",),
+    drops=((r"^head\.fc\.", CLASSIFIER),),
+    renames=(
+        (r"^stem\.conv\.", "stem.conv1."),
+        (r"^norm\.", LAST_NORM),
+        *((rf"^stages\.{i}\.blocks\.", f"res{i + 2}.") for i in range(4)),
+        (r"\.downsample\.conv\.", ".shortcut."),
+    ),
+    expects=BIT.expects,
+)
+
+SOURCES = (TORCHVISION, MOCO, CAFFE2, CAFFE2_GN, BIT, BIT_TIMM)
