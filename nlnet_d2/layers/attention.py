@@ -128,13 +128,13 @@ class _Blocks(torch.autograd.Function):
             part = kept[i] if kept else _map_of(piece, q, k, rel_h, rel_w)
             q_part, out_part, d_out_part = (t[piece].flatten(2, 3).flatten(0, 1) for t in (q, out, d_out))
             k_part, v_part, d_k_part, d_v_part = (t[piece[:2]].flatten(0, 1) for t in (k, v, d_k, d_v))
-            d_v_part += batched_product(d_out_part.transpose(1, 2), part.transpose(1, 2)).transpose(1, 2)
+            d_v_part.baddbmm_(part.mT, d_out_part)
             d_logits = batched_product(d_out_part, v_part)
             d_logits.sub_((d_out_part * out_part).sum(-1, keepdim=True)).mul_(part)
             grid = d_logits.view(*rel_h[piece].shape, rel_w.shape[-1])  # (maps, heads, rows, qw, kh, kw)
             d_rel_h[piece], d_rel_w[piece] = grid.sum(-1), grid.sum(-2)
             d_logits *= k.shape[-1] ** -0.5
-            d_k_part += batched_product(q_part.transpose(1, 2), d_logits.transpose(1, 2)).transpose(1, 2)
+            d_k_part.baddbmm_(d_logits.mT, q_part)
             d_q[piece] = batched_product(d_logits, k_part.transpose(1, 2)).view_as(d_q[piece])
         return d_q.flatten(2, 3), d_k, d_v, d_rel_h, d_rel_w
 
