@@ -4,7 +4,6 @@ Two ways: ``KeyFrameDetector`` learns it with the actions, on the same backbone 
 ``FrozenDetector`` asks another model.
 """
 
-import os
 from collections.abc import Mapping
 
 import torch
@@ -20,6 +19,7 @@ from torch.nn import functional as F
 from nlnet_d2.backbones.video.resnet3d import ClipShapeSpec
 from nlnet_d2.config import add_nlnet_config
 from nlnet_d2.config.files import merge_file
+from nlnet_d2.config.zoo import find_config
 
 PEOPLE = Registry("PEOPLE")
 PEOPLE.__doc__ = """Finders of people, by ``MODEL.PEOPLE.NAME``. A finder has
@@ -147,14 +147,19 @@ class FrozenDetector(nn.Module):
 
 
 def _detector_config(name: str) -> CfgNode:
-    """The config of a detector: a file, with the keys of Detectron2 and ours, or a name of the model zoo.
+    """The config of a detector: a file, with the keys of Detectron2 and ours, or the name of a recipe of ours
+    or of Detectron2's model zoo.
 
     Raises:
         ValueError: it is neither.
     """
     cfg = get_cfg()
     add_nlnet_config(cfg)
-    merge_file(cfg, name if os.path.isfile(name) else _zoo_config(name))
+    try:
+        path = str(find_config(name))
+    except FileNotFoundError:
+        path = _zoo_config(name)
+    merge_file(cfg, path)
     return cfg
 
 
@@ -165,5 +170,5 @@ def _zoo_config(name: str) -> str:
         return model_zoo.get_config_file(name)
     except RuntimeError as error:
         raise ValueError(
-            f"MODEL.PEOPLE.CONFIG_FILE: {name!r} is neither a file nor in Detectron2's model zoo"
+            f"MODEL.PEOPLE.CONFIG_FILE: {name!r} is neither a file nor a recipe, ours or of Detectron2's zoo"
         ) from error

@@ -74,6 +74,11 @@ def test_weights_of_another_detector(files):
         load_complete(build_model(cfg), cfg)
 
 
+def test_its_config_by_the_name_of_a_recipe():
+    model = build_model(config("MODEL.PEOPLE.CONFIG_FILE", "mask_rcnn_nl_shapes"))
+    assert model.people.min_size == 160 and model.people.detector.roi_heads.mask_on
+
+
 def test_a_config_that_is_nowhere():
     with pytest.raises(ValueError, match="MODEL.PEOPLE.CONFIG_FILE: 'nowhere.yaml' is neither a file nor"):
         build_model(config("MODEL.PEOPLE.CONFIG_FILE", "nowhere.yaml"))
