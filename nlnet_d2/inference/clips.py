@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, groupby
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +40,18 @@ class Clip:
 def regular_key_frames(every: float, fps: float) -> Iterator[KeyFrame]:
     """Without end: at 0, ``every``, 2 * ``every``, ... seconds."""
     return (KeyFrame(key_frame_index(i * every, 0, fps), i * every) for i in count())
+
+
+def stretches(frames: Iterable[tuple[int, np.ndarray]], pause: float) -> Iterator[tuple[int, Iterator]]:
+    """(first slot, frames) of each part of a stream, which ends where no frame comes for ``pause`` slots."""
+    before = start = 0
+
+    def start_of(frame: tuple[int, np.ndarray]) -> int:
+        nonlocal before, start
+        start, before = (frame[0] if frame[0] - before >= pause else start), frame[0]
+        return start
+
+    return groupby(frames, start_of)
 
 
 def cut_clips(

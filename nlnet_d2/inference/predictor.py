@@ -1,6 +1,7 @@
 """What a model finds in pictures, videos or a camera: objects frame by frame, or actions on key frames."""
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -20,7 +21,7 @@ from nlnet_d2.data.datasets.ava import is_ava
 from nlnet_d2.data.frame_reader import VideoFile
 from nlnet_d2.engine.errors import ConfigError
 from nlnet_d2.engine.weights import load_complete
-from nlnet_d2.inference.clips import Clip, KeyFrame, PeopleFile, cut_clips, regular_key_frames
+from nlnet_d2.inference.clips import Clip, KeyFrame, PeopleFile, cut_clips, regular_key_frames, stretches
 from nlnet_d2.inference.config import predict_config
 from nlnet_d2.inference.sources import Camera, Failures, Picture, Source, all_frames, find_sources, frames_of
 
@@ -234,21 +235,28 @@ class ActionPredictor:
                 yield from self._of_source(source, failures)
 
     def _of_source(self, source: Source, failures: Failures) -> Iterator[Prediction]:
-        size = ResizeShorterSide(self.clip.SIZE_TEST, self.clip.SIZE_TEST)
-        clips = cut_clips(
-            frames_of(source, self.fps, failures),
-            self._key_frames(source),
-            self.clip.NUM_FRAMES,
-            self.clip.STRIDE,
-            lambda image: size.get_transform(image).apply_image(image),
-        )
-        people = count = 0
+        clips, people, count = self._clips(source, failures), 0, 0
         while batch := list(islice(clips, _batch_size(self.batch_size, [source]))):
             for clip, instances in zip(batch, self.detect(batch), strict=True):
                 count, people = count + 1, people + len(instances)
                 yield Prediction(source, clip.key.second, clip.image, instances)
         if not people and source not in failures.reasons:
             logger.warning("%s: nobody was found on its %d key frames", source.name, count)
+
+    def _clips(self, source: Source, failures: Failures) -> Iterator[Clip]:
+        size = ResizeShorterSide(self.clip.SIZE_TEST, self.clip.SIZE_TEST)
+        frames = frames_of(source, self.fps, failures)
+        # A camera is not seen while the model works: clips start anew behind a pause in which key frames were
+        # missed. Clips of it would show nothing, and take the time in which the next ones are missed.
+        pause = self.every * self.fps if isinstance(source, Camera) else math.inf
+        for start, stretch in stretches(frames, pause):
+            yield from cut_clips(
+                stretch,
+                (key for key in self._key_frames(source) if key.slot >= start),
+                self.clip.NUM_FRAMES,
+                self.clip.STRIDE,
+                lambda image: size.get_transform(image).apply_image(image),
+            )
 
     def _key_frames(self, source: Source) -> Iterator[KeyFrame]:
         if self.people is None:

@@ -22,7 +22,7 @@ from nlnet_d2.data.frame_reader import VideoFile
 from nlnet_d2.engine.errors import ConfigError
 from nlnet_d2.inference.config import action_classes, object_classes, predict_config
 from nlnet_d2.inference.predictor import build_predictor, clip_rate, run
-from nlnet_d2.inference.sources import find_sources
+from nlnet_d2.inference.sources import Camera, find_sources
 
 
 def save_plain(path: Path, colour, size=(40, 30)) -> Path:
@@ -125,6 +125,28 @@ def test_key_frames(film):
 def test_more_key_frames(film):
     predictor = build_predictor(EchoActions(), action_cfg(TINY_ACTIONS), every=0.75)
     assert [p.second for p in run(predictor, find_sources(film))] == [0, 0.75, 1.5, 2.25, 3]
+
+
+def test_a_model_slower_than_the_camera(monkeypatch):
+    """It works 5 s on a clip of a quarter: key frames that it misses are left out, or it would never end."""
+    model, now = EchoActions(), 0.0
+
+    def frames(self, fps):
+        nonlocal now
+        while now < 20:
+            yield round(now * fps), np.full((8, 8, 3), round(now * 10), np.uint8)
+            now += 1 / 30
+
+    def work(inputs):
+        nonlocal now
+        now += 5
+        return EchoActions.forward(model, inputs)
+
+    monkeypatch.setattr(Camera, "frames", frames)
+    monkeypatch.setattr(model, "forward", work)
+    found = list(run(build_predictor(model, action_cfg(TINY_ACTIONS)), [Camera(0)]))
+    assert [p.second for p in found] == [0, 6, 12, 18]
+    assert [p.image[0, 0, 0] for p in found] == [10 * second for second in (0, 6, 12, 18)]
 
 
 def test_boxes_on_file(film, tmp_path):
