@@ -87,11 +87,15 @@ def run(args: argparse.Namespace) -> None:
             seen.add(prediction.source)
             yield prediction
 
-    if is_action:
-        write_actions(outputs, predict, failures, classes, args.confidence_threshold)
-    else:
-        write_objects(outputs, predict(*sources), classes, args.confidence_threshold)
-    logger.info("Read and annotated %d of %d inputs; results: %s", len(seen), len(sources), outputs.results)
+    try:
+        if is_action:
+            write_actions(outputs, predict, failures, classes, args.confidence_threshold)
+        else:
+            write_objects(outputs, predict(*sources), classes, args.confidence_threshold)
+    finally:  # a camera is always interrupted
+        logger.info(
+            "Read and annotated %d of %d inputs; results: %s", len(seen), len(sources), outputs.results
+        )
     failures.raise_any(sources)
 
 

@@ -1,11 +1,15 @@
 """The command line of predictions, from files to files and exit codes."""
 
+import itertools
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
+import cv2
+import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -14,6 +18,7 @@ from PIL import Image
 from small_videos import write_video
 
 from nlnet_d2.data.datasets.ava_files import read_ava_csv
+from nlnet_d2.inference import sources
 from nlnet_d2.inference.command import main
 from nlnet_d2.inference.config import predict_config
 
@@ -171,6 +176,47 @@ def test_a_model_of_pictures_is_given_clips(files, tmp_path, capfd):
         == 2
     )
     assert "--video is for clips, but GeneralizedRCNN takes pictures" in capfd.readouterr().err
+
+
+class Webcam:
+    """What stands for OpenCV's: ten pictures, a tenth of a second apart, then somebody interrupts."""
+
+    def __init__(self, number):
+        self.left = 10
+
+    def read(self):
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return True, np.full((48, 64, 3), 20 * self.left, np.uint8)
+
+    def release(self):
+        pass
+
+
+@pytest.fixture
+def webcam(monkeypatch):
+    ticks = itertools.count()
+    monkeypatch.setattr(cv2, "VideoCapture", Webcam)
+    monkeypatch.setattr(sources, "time", SimpleNamespace(monotonic=lambda: next(ticks) / 10))
+
+
+def test_objects_before_a_webcam(files, tmp_path, capfd, webcam):
+    flags = ["--config-file", TINY_OBJECTS, "--input", "0", "--output", str(tmp_path / "out")]
+    assert main([*flags, "MODEL.WEIGHTS", str(files / "objects.pth")]) == 130
+    said = capfd.readouterr().err
+    assert f"Read and annotated 1 of 1 inputs; results: {tmp_path / 'out' / 'predictions.json'}" in said
+    assert said.endswith("interrupted\n")
+    assert number_of_frames(tmp_path / "out" / "camera_0.mp4") == 10
+    json.loads((tmp_path / "out" / "predictions.json").read_text())
+
+
+def test_actions_before_a_webcam(files, tmp_path, webcam):
+    detector = ["--people-config", TINY_OBJECTS, "--people-weights", files / "objects.pth"]
+    flags = ["--input", "0", "--output", tmp_path / "live.mp4", "--every", "0.2", *detector]
+    assert actions(files, *flags, options=["MODEL.PEOPLE.SCORE_THRESH", "0.0"]) == 130
+    assert number_of_frames(tmp_path / "live.mp4") == 5, "key frames whose clips had come to their end"
+    assert (tmp_path / "live.csv").is_file()
 
 
 def test_weights_that_are_not_there(files, tmp_path, capfd):
