@@ -1,16 +1,29 @@
-"""Predictions over pictures, drawn by Detectron2's Visualizer."""
+"""Predictions over pictures, drawn by Detectron2's Visualizer with all of its labels inside the picture."""
 
 import math
 
 import numpy as np
 from detectron2.data import Metadata
 from detectron2.structures import Instances
-from detectron2.utils.visualizer import Visualizer
+from detectron2.utils.visualizer import VisImage, Visualizer
 
 from nlnet_d2.evaluation.gallery import COLOURS, PERSON_COLOUR
 
 READABLE = 360  # pixels of the shorter side: smaller pictures are enlarged until one can read the labels
 ACTIONS_SHOWN = 3  # per person
+
+
+class Drawing(Visualizer):
+    """Detectron2's ``Visualizer``, but a label that would reach over the border is moved inside."""
+
+    def draw_text(self, *args, **kwargs) -> VisImage:
+        output = super().draw_text(*args, **kwargs)
+        text, renderer = output.ax.texts[-1], output.canvas.get_renderer()
+        text.update_bbox_position_size(renderer)
+        box = text.get_bbox_patch().get_window_extent(renderer).transformed(output.ax.transData.inverted())
+        inward = np.minimum(0, (output.width, output.height) - box.max)
+        text.set_position(text.get_position() + np.maximum(inward, -box.min))
+        return output
 
 
 def draw_objects(image: np.ndarray, instances: Instances, classes: Metadata, min_score: float) -> np.ndarray:
@@ -24,7 +37,7 @@ def draw_objects(image: np.ndarray, instances: Instances, classes: Metadata, min
         the same form, ``enlargement(image)`` times as large.
     """
     shown = instances[instances.scores >= min_score]
-    visualizer = Visualizer(image, classes, scale=enlargement(image))
+    visualizer = Drawing(image, classes, scale=enlargement(image))
     names = classes.get("thing_classes", None)
     found = zip(shown.pred_classes.tolist(), shown.scores.tolist(), strict=True)
     labels = [f"{names[c] if names else f'class {c}'} {score:.0%}" for c, score in found]
@@ -39,7 +52,7 @@ def draw_objects(image: np.ndarray, instances: Instances, classes: Metadata, min
     return _picture(visualizer)
 
 
-def _picture(visualizer: Visualizer) -> np.ndarray:
+def _picture(visualizer: Drawing) -> np.ndarray:
     """What was drawn; ends the visualizer.
 
     Matplotlib's figures are reference cycles. Without this their pixels wait for the garbage collector, which
@@ -87,8 +100,8 @@ class ActionOverlay:
     @staticmethod
     def _draw(instances: Instances, labels: list[str], ground: int) -> np.ndarray:
         image = np.full((*instances.image_size, 3), ground, np.uint8)
-        # Enlarged before people are drawn: beside small ones, labels would reach over the border.
-        visualizer = Visualizer(enlarge(image))
+        # Enlarged before people are drawn: labels would stand beside small ones.
+        visualizer = Drawing(enlarge(image))
         boxes = instances.pred_boxes.tensor.numpy() * enlargement(image)
         colours = [PERSON_COLOUR] * len(instances)
         visualizer.overlay_instances(boxes=boxes, labels=labels, assigned_colors=colours)

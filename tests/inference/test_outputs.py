@@ -20,7 +20,7 @@ from nlnet_d2.data.datasets.ava_files import read_ava_csv
 from nlnet_d2.data.datasets.label_map import LabelMap
 from nlnet_d2.data.errors import DataError
 from nlnet_d2.engine.errors import ConfigError
-from nlnet_d2.inference.drawing import PERSON_COLOUR, ActionOverlay, draw_objects, enlargement
+from nlnet_d2.inference.drawing import PERSON_COLOUR, ActionOverlay, Drawing, draw_objects, enlargement
 from nlnet_d2.inference.outputs import plan_outputs, write_actions, write_objects
 from nlnet_d2.inference.predictor import Prediction
 from nlnet_d2.inference.sources import Camera, Failures, Picture, Video
@@ -86,6 +86,21 @@ def test_an_overlay_is_what_the_visualizer_draws_on_any_frame():
     assert (drawn[220:280, 120:280] == noise[220:280, 120:280]).all(), "and in it, below the label"
     edge = overlay.over(grey(0))[300, 150:250].mean(axis=0)
     assert edge[0] > edge[1] > edge[2] and PERSON_COLOUR[0] > PERSON_COLOUR[1] > PERSON_COLOUR[2]
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+@pytest.mark.parametrize("x", [0, 150, 415])
+@pytest.mark.parametrize("y", [0, 150, 395])
+def test_labels_stay_inside(x, y, scale):
+    drawing = Drawing(grey(), scale=scale)
+    drawing.draw_text("answer the phone 87%\nsit 62%", (x, y), horizontal_alignment="left")
+    (label,) = drawing.output.ax.texts
+    drawing.output.get_image()
+    box = label.get_bbox_patch().get_window_extent()  # pixels, from below
+    assert (box.min >= -0.05).all()
+    assert (box.max <= scale * np.array(SIZE[::-1]) + 0.05).all()
+    if x == y == 150:
+        assert label.get_position() == pytest.approx((x, y)), "it is left where there is room"
 
 
 def test_labels_of_small_pictures_stay_inside():
