@@ -24,7 +24,7 @@ from nlnet_d2.layers.drop_path import linear_schedule
 from nlnet_d2.layers.layer_norm import TokenNorm
 from nlnet_d2.layers.mlp import Mlp, init_linear
 from nlnet_d2.layers.patch_embed import PatchEmbed
-from nlnet_d2.layers.products import Linear
+from nlnet_d2.layers.products import Linear, linear
 from nlnet_d2.layers.recompute import recomputed
 from nlnet_d2.layers.relative_position import decomposed_bias
 from nlnet_d2.layers.windows import window_partition, window_unpartition
@@ -144,8 +144,9 @@ class PoolingAttention(nn.Module):
 
     def _maps(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Pooled queries, keys and values, each (N, H', W', attn_dim)."""
-        maps = zip("qkv", self.qkv(x).chunk(3, dim=-1), strict=True)
-        return [self._pool(name, pixels) for name, pixels in maps]
+        # Three products, since the convolutions would copy parts of one.
+        layers = zip("qkv", self.qkv.weight.chunk(3), self.qkv.bias.chunk(3), strict=True)
+        return [self._pool(name, linear(x, weight, bias)) for name, weight, bias in layers]
 
     def _windows(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple:
         """What ``attend`` takes: (q, k, v), each (N', heads, L, head_dim), and positions; then the sides of

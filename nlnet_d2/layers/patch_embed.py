@@ -19,4 +19,4 @@ class PatchEmbed(nn.Module):
         (below, right) = (-side % stride for side, stride in zip(x.shape[2:], self.proj.stride, strict=True))
         if below or right:
             x = F.pad(x, (0, right, 0, below))
-        return self.proj(x).permute(0, 2, 3, 1)
+        return self.proj(x).permute(0, 2, 3, 1).contiguous()  # or every sum and norm after it would copy

@@ -20,8 +20,8 @@ def window_partition(x: torch.Tensor, size: int, padding: torch.Tensor | None = 
     if (below or right) and padding is None:
         x = F.pad(x, (0, 0, 0, right, 0, below))
     elif below or right:
-        inside, x = x, padding.expand(len(x), height + below, width + right, -1).clone()
-        x[:, :height, :width] = inside
+        x = torch.cat((x, padding.expand(len(x), height, right, -1)), 2)
+        x = torch.cat((x, padding.expand(len(x), below, width + right, -1)), 1)
     x = x.view(-1, (height + below) // size, size, (width + right) // size, size, channels)
     return x.transpose(2, 3).reshape(-1, size, size, channels)
 
