@@ -34,12 +34,12 @@ def browse(page, profile, *flags: str) -> subprocess.CompletedProcess:
     return ended
 
 
-def run_in_page(page, tmp_path, script: str):
+def run_in_page(page, tmp_path, script: str, *flags: str):
     """What an expression gives, evaluated in the page when it is loaded."""
     changed = tmp_path / "changed.html"
     probe = f"<script>document.body.dataset.probe = JSON.stringify((() => {{ {script} }})());</script></body>"
     changed.write_text(page.read_text().replace("</body>", probe))
-    dom = browse(changed, tmp_path / "profile", "--dump-dom").stdout
+    dom = browse(changed, tmp_path / "profile", "--dump-dom", *flags).stdout
     found = re.search(r'data-probe="([^"]*)"', dom)
     assert found, "the script did not end"
     return json.loads(found[1].replace("&quot;", '"').replace("&amp;", "&"))
@@ -113,6 +113,19 @@ def test_cards_are_filtered(page, tmp_path):
     missed, none = run_in_page(page, tmp_path, script)
     assert missed == ["missed"]
     assert none == []
+
+
+def test_boxes_side_by_side_leave_no_gaps(page, tmp_path):
+    """Those of a row end at one height, and the last row reaches as far as the others."""
+    script = """
+        return [...document.querySelectorAll(".parts")].map(parts => [...parts.children].map(child => {
+          const box = child.getBoundingClientRect(); return [box.top, box.bottom, box.right]; }));"""
+    sections = run_in_page(page, tmp_path, script, "--window-size=1280,1600")
+    for boxes in filter(None, sections):
+        ends = {(top, bottom) for top, bottom, _ in boxes}
+        assert len(ends) == len({top for top, *_ in boxes})
+        assert boxes[-1][2] == max(right for *_, right in boxes)
+    assert any(len({top for top, *_ in boxes}) < len(boxes) for boxes in sections), "some stand side by side"
 
 
 def test_a_phone_needs_no_sideways_scrolling(page, tmp_path):
