@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from nlnet_d2.backbones.resnet import STAGES
-from nlnet_d2.backbones.video.resnet3d import ContextBottleneckBlock3d, ResNet3D
+from nlnet_d2.backbones.video.resnet3d import ContextBottleneckBlock3d, Conv3d, ResNet3D
 from nlnet_d2.backbones.video.slowfast import FRAME_RULES, SlowFast, slow_frames
 from nlnet_d2.layers.norm import FrozenBatchNorm3d
 
@@ -269,3 +269,31 @@ def test_lateral_connections_may_be_bare_convolutions(fusion_norm):
         model(torch.randn(1, 3, 8, 32, 32))
     assert (seen[0].min() < 0) == (not fusion_norm)
     assert any("fuse" in name and "norm" in name for name in model.state_dict()) == fusion_norm
+
+
+@pytest.mark.parametrize(
+    ("kernel", "steps"),
+    [
+        ((1, 3, 3), {}),
+        ((1, 3, 3), {"stride": 2, "dilation": 2}),
+        ((1, 1, 1), {"stride": 2}),
+        ((3, 1, 1), {}),
+        ((5, 1, 1), {"temporal_stride": 4}),
+        ((3, 1, 1), {"stride": 2}),
+        ((1, 1, 1), {"temporal_stride": 2}),
+        ((5, 7, 7), {"stride": 2}),
+    ],
+)
+def test_channels_last_clips(kernel, steps):
+    """The same convolution, gradients included, and the map stays in that format."""
+    torch.manual_seed(0)
+    conv = Conv3d(4, 6, kernel, norm="", **steps)
+    results = []
+    for memory_format in (torch.contiguous_format, torch.channels_last_3d):
+        torch.manual_seed(1)
+        clip = torch.randn(2, 4, 8, 12, 10).contiguous(memory_format=memory_format).requires_grad_()
+        out = conv.to(memory_format=memory_format)(clip)
+        assert out.is_contiguous(memory_format=memory_format)
+        results.append((out, *torch.autograd.grad(out.square().sum(), (clip, conv.weight))))
+    for expected, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
