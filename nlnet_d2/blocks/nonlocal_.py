@@ -48,19 +48,19 @@ def choose_order(x: torch.Tensor, keys: int, inner: int) -> str:
     return min(costs, key=costs.get)
 
 
-class _Squares(torch.autograd.Function):
-    """X XT, (N, C, M) -> (N, C, C), with the gradients of both factors in one product."""
+class _Moments(torch.autograd.Function):
+    """X XT and the sum over the positions, (N, C, M) -> (N, C, C), (N, C, 1), with one product backward."""
 
     @staticmethod
     def forward(ctx, x):
         ctx.save_for_backward(x)
-        return x @ x.transpose(1, 2)
+        return x @ x.mT, x.sum(2, keepdim=True)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, d_squares):
+    def backward(ctx, d_squares, d_sum):
         (x,) = ctx.saved_tensors
-        return (d_squares + d_squares.transpose(1, 2)) @ x
+        return torch.baddbmm(d_sum, d_squares + d_squares.mT, x)
 
 
 @BLOCKS.register()
@@ -163,19 +163,16 @@ class NonLocal(nn.Module):
         return "reassociated" if order == "gram" and pooled_after else order
 
     def _gram(self, x: torch.Tensor) -> torch.Tensor:
-        """W_z y of the dot product, from the second moments of x: (N, C, H, W) -> (N, C, H, W).
-
-        With a 1 appended to x, the mean of phi_j g_j^T is W_phi E W_g^T, E the mean of x_j x_j^T.
-        """
+        """W_z y of the dot product, from the second moments of x: (N, C, H, W) -> (N, C, H, W)."""
         keys = (self._subsample(x) if self.subsample_at == "before" else x).flatten(2)  # (N, C, M)
-        mean = keys.mean(2, keepdim=True)
-        moments = _Squares.apply(keys) / keys.shape[2]
-        moments = torch.cat((torch.cat((moments, mean), 2), F.pad(mean.transpose(1, 2), (0, 1), value=1)), 1)
-        convs = (self.theta, self.phi, self.g)
-        theta, phi, g = (torch.cat((conv.weight.flatten(1), conv.bias[:, None]), 1) for conv in convs)
-        whole = self.out.weight.flatten(1) @ (g @ moments @ phi.t()) @ theta  # (N, C, C + 1)
-        z = torch.baddbmm(whole[..., -1:] + self.out.bias[:, None], whole[..., :-1], x.flatten(2))
-        return z.view_as(x)
+        squares, sums = _Moments.apply(keys)
+        (theta, b_theta), (phi, b_phi), (g, b_g), (w_z, b_z) = (
+            (conv.weight.flatten(1), conv.bias[:, None]) for conv in (self.theta, self.phi, self.g, self.out)
+        )
+        g_x = g @ squares + b_g @ sums.mT  # the sum of g_j x_jT: (N, C', C)
+        g_phi = g_x @ phi.t() + (g @ sums + keys.shape[2] * b_g) @ b_phi.t()  # of g_j phi_jT: (N, C', C')
+        whole = w_z @ (g_phi / keys.shape[2])
+        return torch.baddbmm(whole @ b_theta + b_z, whole @ theta, x.flatten(2)).view_as(x)
 
     def _project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """theta (N, P, C'), phi and g (N, M, C'), with M sub-sampled positions."""

@@ -8,7 +8,7 @@ from deterministic import compare, golden_state_dict, make_input, read_keys
 from learning import learn
 from torch.nn import functional as F
 
-from nlnet_d2.blocks.nonlocal_ import MODES, ORDERS, NonLocal, _Squares, choose_order, use_order
+from nlnet_d2.blocks.nonlocal_ import MODES, ORDERS, NonLocal, _Moments, choose_order, use_order
 
 NORMS = ["BN", "SyncBN", "FrozenBN", "GN", "LN", ""]
 
@@ -121,9 +121,9 @@ def test_orders_of_the_dot_product(order, subsample, size):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
-def test_gradients_of_squares():
+def test_gradients_of_moments():
     x = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(_Squares.apply, x)
+    assert torch.autograd.gradcheck(_Moments.apply, x)
 
 
 @pytest.mark.parametrize("order", ORDERS)
