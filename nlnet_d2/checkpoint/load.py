@@ -27,7 +27,7 @@ NEW_PARTS = (
     r"\.rel_pos_[hw]$",
     r"\.residual\.",  # convolutions across windows
 )
-REMEDY = "If that is wanted, allow it by these patterns (MODEL.WEIGHTS_ALLOW_MISSING)."
+REMEDY = "If that is wanted, allow it by these patterns (in a training: MODEL.WEIGHTS_ALLOW_MISSING)."
 
 
 def load_weights(

@@ -48,6 +48,8 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{path}: {error}") from error
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file") from error
+    except IsADirectoryError as error:
+        raise CheckpointError(f"{path}: a folder; name the file of weights in it") from error
     except Exception as error:  # the parsers of five formats, on damaged input
         text = f"{path}: truncated, damaged or of an unknown format ({type(error).__name__}: {error})"
         raise CheckpointError(text) from error

@@ -98,7 +98,7 @@ def _add_video(model: CN) -> None:
     # MODEL.ROI_HEADS on the key frame's maps) or FrozenDetector (the rest); see modeling/people.py.
     model.PEOPLE = CN()
     model.PEOPLE.NAME = ""
-    model.PEOPLE.CONFIG_FILE = "COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml"  # of the zoo, or a file
+    model.PEOPLE.CONFIG_FILE = "COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml"  # of a zoo, or a file
     # Its weights; "": those of MODEL.WEIGHTS under people.detector.
     model.PEOPLE.WEIGHTS = ""
     model.PEOPLE.PERSON_CLASS = 0  # its class of people

@@ -10,7 +10,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog, detection_utils
 from detectron2.structures import BoxMode
 from detectron2.utils.colormap import colormap
-from detectron2.utils.visualizer import Visualizer
+from detectron2.utils.visualizer import VisImage, Visualizer
 from PIL import Image
 
 from nlnet_d2.data.datasets.ava import action_names, is_ava
@@ -24,6 +24,19 @@ ACTIONS_SHOWN = 3  # per person
 PERSON_COLOUR = (1.0, 0.8, 0.0)  # one for all: nobody is followed from one key frame to the next
 # Of the classes: Detectron2's colours, but those that one cannot read on the black ground of a label.
 COLOURS = [colour for colour in colormap(rgb=True, maximum=1) if colour @ (0.299, 0.587, 0.114) > 0.35]
+
+
+class Drawing(Visualizer):
+    """Detectron2's ``Visualizer``, but a label that would reach over the border is moved inside."""
+
+    def draw_text(self, *args, **kwargs) -> VisImage:
+        output = super().draw_text(*args, **kwargs)
+        text, renderer = output.ax.texts[-1], output.canvas.get_renderer()
+        text.update_bbox_position_size(renderer)
+        box = text.get_bbox_patch().get_window_extent(renderer).transformed(output.ax.transData.inverted())
+        inward = np.minimum(0, (output.width, output.height) - box.max)
+        text.set_position(text.get_position() + np.maximum(inward, -box.min))
+        return output
 
 
 def draw_gallery(
@@ -92,9 +105,9 @@ def draw_people(image: np.ndarray, boxes: np.ndarray, actions: Sequence[Sequence
         boxes: (N, 4) XYXY in 0..1.
         actions: of each box.
     """
-    # Enlarged before people are drawn: beside small ones, labels would reach over the border.
+    # Enlarged before people are drawn: labels would stand beside small ones.
     height, width = (round(side * PANEL / max(image.shape[:2])) for side in image.shape[:2])
-    visualizer = Visualizer(cv2.resize(image, (width, height)))
+    visualizer = Drawing(cv2.resize(image, (width, height)))
     if len(boxes):
         visualizer.overlay_instances(
             boxes=boxes * np.tile([width, height], 2),
@@ -132,7 +145,7 @@ def _draw_triple(record: dict, predictions: list[dict], metadata, min_score: flo
 
 def draw_things(image: np.ndarray, things: list[dict], metadata) -> np.ndarray:
     """The image, with objects drawn over it, at the size of a panel: uint8 RGB."""
-    visualizer = Visualizer(image, metadata, scale=PANEL / max(image.shape[:2]))
+    visualizer = Drawing(image, metadata, scale=PANEL / max(image.shape[:2]))
     if things:
         boxes = [BoxMode.convert(thing["bbox"], thing["bbox_mode"], BoxMode.XYXY_ABS) for thing in things]
         visualizer.overlay_instances(

@@ -5,25 +5,11 @@ import math
 import numpy as np
 from detectron2.data import Metadata
 from detectron2.structures import Instances
-from detectron2.utils.visualizer import VisImage, Visualizer
 
-from nlnet_d2.evaluation.gallery import COLOURS, PERSON_COLOUR
+from nlnet_d2.evaluation.gallery import COLOURS, PERSON_COLOUR, Drawing
 
 READABLE = 360  # pixels of the shorter side: smaller pictures are enlarged until one can read the labels
 ACTIONS_SHOWN = 3  # per person
-
-
-class Drawing(Visualizer):
-    """Detectron2's ``Visualizer``, but a label that would reach over the border is moved inside."""
-
-    def draw_text(self, *args, **kwargs) -> VisImage:
-        output = super().draw_text(*args, **kwargs)
-        text, renderer = output.ax.texts[-1], output.canvas.get_renderer()
-        text.update_bbox_position_size(renderer)
-        box = text.get_bbox_patch().get_window_extent(renderer).transformed(output.ax.transData.inverted())
-        inward = np.minimum(0, (output.width, output.height) - box.max)
-        text.set_position(text.get_position() + np.maximum(inward, -box.min))
-        return output
 
 
 def draw_objects(image: np.ndarray, instances: Instances, classes: Metadata, min_score: float) -> np.ndarray:

@@ -326,3 +326,4 @@ def test_what_is_no_weights_file(tmp_path, content):
 
 def test_missing_file(tmp_path):
     refused(tmp_path / "absent.pth", "no such file")
+    refused(tmp_path, "a folder; name the file of weights in it")
