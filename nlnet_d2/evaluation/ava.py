@@ -110,7 +110,7 @@ def _log_left_out(found: AvaTable, classes: LabelMap) -> None:
     flat = ~(found.box[:, 2:] > found.box[:, :2]).all(axis=1)
     if flat.any():
         flat = flat[found.row_box]
-    other = ~np.isin(found.action, list(classes.names))
+    other = ~np.isin(np.arange(1 << 16), list(classes.names))[found.action]  # isin of all rows is slow
     for level, rows, what in (
         (logging.WARNING, flat, "boxes have no area"),
         (logging.INFO, other, "classes are not evaluated"),

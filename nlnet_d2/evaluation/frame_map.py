@@ -11,11 +11,15 @@ Here later rows rank first, on every machine, and the APs with every tie resolve
 are given as bounds.
 """
 
+import os
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+
+from nlnet_d2.data.datasets.ava_files import NO_ACTION
+from nlnet_d2.evaluation.average_precision import area, curve, ranks_of_hits
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class ActionBoxes:
     Attributes:
         frame: (B,) integers, equal where two boxes lie on the same frame.
         box: (B, 4) XYXY, any unit.
-        row_box: (N,) the box that row n speaks of.
+        row_box: (N,) the box that row n speaks of; the rows are in the order of their boxes.
         action: (N,) class id of row n; -1 says that the box has no action.
         score: (N,) of row n.
     """
@@ -123,22 +127,17 @@ def frame_map(
         class id -> result, in the order of ``class_ids``.
     """
     excluded = np.array([], np.int64) if excluded is None else excluded
+    detections = _counted(groundtruth, _frame_by_frame(detections), class_ids, protocol, excluded)
+    starts = _first_rows(detections, np.arange(groundtruth.frame.max(initial=-1) + 2))
     gt_used = ~np.isin(groundtruth.frame, excluded)
-    det_used = _scored_boxes(groundtruth, detections, class_ids, protocol) & ~np.isin(
-        detections.frame, excluded
-    )
-    if not protocol.keep_degenerate:
-        det_used &= (detections.box[:, 2:] > detections.box[:, :2]).all(axis=1)
-    kept = _best_rows_per_frame(detections, class_ids, protocol.cap) if protocol.cap else None
-    gt_rows, det_rows = _rows_by_class(groundtruth, class_ids), _rows_by_class(detections, class_ids, kept)
 
     def evaluate(class_id: int) -> ClassResult:
-        gt = _by_frame(groundtruth, gt_rows[class_id], gt_used)
-        det = _by_frame(detections, det_rows[class_id], det_used)
-        num_gt = len(gt_rows[class_id]) if protocol.excluded_count else len(gt)
-        return _class_result(groundtruth, gt, detections, det, num_gt, protocol, threshold)
+        all_gt, det = (np.flatnonzero(boxes.action == class_id) for boxes in (groundtruth, detections))
+        gt = all_gt[gt_used[groundtruth.row_box[all_gt]]]
+        num_gt = len(all_gt) if protocol.excluded_count else len(gt)
+        return _class_result(groundtruth, gt, detections, det, starts, num_gt, protocol, threshold)
 
-    with ThreadPoolExecutor() as pool:  # numpy lets go of Python's lock
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy lets go of Python's lock
         return dict(zip(class_ids, pool.map(evaluate, class_ids), strict=True))
 
 
@@ -155,6 +154,31 @@ def number_frames(*keys: np.ndarray) -> list[np.ndarray]:
     return np.split(numbers, np.cumsum([len(k) for k in keys])[:-1])
 
 
+def _frame_by_frame(boxes: ActionBoxes) -> ActionBoxes:
+    """The same with all boxes and rows of a frame in turn, otherwise in the order of the file."""
+    if (np.diff(boxes.frame) >= 0).all():
+        return boxes
+    smallest = np.min_scalar_type(boxes.frame.max())  # 16 bits get a radix sort
+    order = np.argsort(boxes.frame.astype(smallest), kind="stable")
+    first = np.searchsorted(boxes.row_box, np.arange(len(order) + 1, dtype=boxes.row_box.dtype))
+    row_box, rows = _pairs(first[order], first[order + 1])
+    return ActionBoxes(boxes.frame[order], boxes.box[order], row_box, boxes.action[rows], boxes.score[rows])
+
+
+def _counted(groundtruth, detections, class_ids, protocol: Protocol, excluded) -> ActionBoxes:
+    """The detections, with no action in those rows that the protocol leaves out."""
+    used = _scored_boxes(groundtruth, detections, class_ids, protocol)
+    used &= ~np.isin(detections.frame, excluded)
+    if not protocol.keep_degenerate:
+        used &= (detections.box[:, 2:] > detections.box[:, :2]).all(axis=1)
+    action = detections.action
+    if protocol.cap:
+        action = np.where(_best_rows_per_frame(detections, class_ids, protocol.cap), action, NO_ACTION)
+    if not used.all():
+        action = np.where(used[detections.row_box], action, NO_ACTION)
+    return replace(detections, action=action)
+
+
 def _scored_boxes(groundtruth, detections, class_ids, protocol: Protocol) -> np.ndarray:
     """(B,) whether a detection lies on a frame that the protocol scores."""
     if protocol.frames == "all":
@@ -165,131 +189,106 @@ def _scored_boxes(groundtruth, detections, class_ids, protocol: Protocol) -> np.
     return np.isin(detections.frame, frames)
 
 
-def _rows_by_class(
-    boxes: ActionBoxes, class_ids: Collection[int], kept: np.ndarray | None = None
-) -> dict[int, np.ndarray]:
-    """The rows of every class, in file order, of those that are ``kept``."""
-    action = boxes.action if kept is None else boxes.action[kept]
-    order = np.argsort(action.astype(np.int16, copy=False), kind="stable")  # a radix sort
-    ids = np.fromiter(class_ids, action.dtype)
-    starts, ends = (np.searchsorted(action, ids, side, sorter=order) for side in ("left", "right"))
-    rows = order if kept is None else np.flatnonzero(kept)[order]
-    return {id_: rows[start:end] for id_, start, end in zip(class_ids, starts, ends, strict=True)}
+def _first_rows(boxes: ActionBoxes, frames: np.ndarray) -> np.ndarray:
+    """The first row of every one of the ``frames``, in boxes that are frame by frame."""
+    first_box = np.searchsorted(boxes.frame, frames)
+    return np.searchsorted(boxes.row_box, first_box.astype(boxes.row_box.dtype))  # else it copies all rows
 
 
-def _by_frame(boxes: ActionBoxes, rows: np.ndarray, used: np.ndarray) -> np.ndarray:
-    """Those ``rows`` whose boxes are ``used``, frame by frame, else in the order given."""
-    rows = rows[used[boxes.row_box[rows]]]
-    return rows[np.argsort(boxes.frame[boxes.row_box[rows]], kind="stable")]
+def _class_result(groundtruth, gt, detections, det, starts, num_gt, protocol, threshold) -> ClassResult:
+    """Match and rank the detection rows ``det`` of one class against its ground-truth rows ``gt``.
 
-
-def _class_result(groundtruth, gt, detections, det, num_gt, protocol, threshold) -> ClassResult:
-    """Match and rank the detection rows ``det`` of one class against its ground-truth rows ``gt``."""
-    gt_box, det_box = groundtruth.row_box[gt], detections.row_box[det]
-    score = detections.score[det].astype(protocol.precision, copy=False)
-    gt, det = _pairs(groundtruth.frame[gt_box], detections.frame[det_box])
+    ``starts`` has the first detection row of every frame.
+    """
+    score = detections.score.take(det).astype(protocol.precision, copy=False)
+    gt_box = groundtruth.row_box.take(gt)
+    frame = groundtruth.frame.take(gt_box)
+    gt, in_class = _pairs(np.searchsorted(det, starts[frame]), np.searchsorted(det, starts[frame + 1]))
     overlap = _intersection_over_union(
-        groundtruth.box[gt_box[gt]].astype(protocol.precision, copy=False),
-        detections.box[det_box[det]].astype(protocol.precision, copy=False),
+        groundtruth.box.take(gt_box[gt], axis=0).astype(protocol.precision, copy=False),
+        detections.box.take(detections.row_box[det[in_class]], axis=0).astype(protocol.precision, copy=False),
     )
-    hit = _true_positives(gt, det, overlap, threshold, score if protocol.match_by_score else None)
+    hit = _true_positives(gt, in_class, overlap, threshold, score if protocol.match_by_score else None)
     hits = np.zeros(len(score), bool)
     hits[hit] = True
 
     if num_gt == 0 or (protocol.skip_undetected and len(score) == 0):
         nothing = np.zeros(0)
         return ClassResult(num_gt, len(score), len(hit), *[float("nan")] * 3, nothing, nothing)
-    ranks, fp_first, tp_first = _ranks(score, hits)
-    recall, precision = _curve(ranks, num_gt)
-    aps = [_area(*_curve(r, num_gt)) for r in (ranks, fp_first, tp_first)]
+    ranks, fp_first, tp_first = ranks_of_hits(score, hits)
+    recall, precision = curve(ranks, num_gt)
+    aps = [area(*curve(r, num_gt)) for r in (ranks, fp_first, tp_first)]
     return ClassResult(num_gt, len(score), len(hit), *aps, recall, precision)
 
 
-def _pairs(gt_frame: np.ndarray, det_frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All (ground truth, detection) on one frame, detection by detection; ``gt_frame`` must be sorted."""
-    num_frames = max(gt_frame.max(initial=-1), det_frame.max(initial=-1)) + 1
-    on_frame = np.bincount(gt_frame, minlength=num_frames)
-    first = np.cumsum(on_frame) - on_frame
-    det = np.flatnonzero(on_frame[det_frame])
-    count = on_frame[det_frame[det]]
+def _pairs(first: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(index, number) for the numbers from ``first`` up to ``end`` at every index, in turn."""
+    count = end - first
     nth = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-    return np.repeat(first[det_frame[det]], count) + nth, np.repeat(det, count)
+    return np.repeat(np.arange(len(count)), count), np.repeat(first, count) + nth
 
 
 def _true_positives(gt, det, overlap, threshold: float, score: np.ndarray | None) -> np.ndarray:
-    """Detections that get a ground-truth box, out of pairs in the order of ``_pairs``.
+    """Detections that get a ground-truth box, out of all pairs of boxes on the same frame.
 
     The best detection chooses first by ``score``, the first one of the file if that is None.
     """
-    if len(det) == 0:
-        return det
-    starts = np.flatnonzero(np.diff(det, prepend=-1))
-    largest = np.repeat(np.maximum.reduceat(overlap, starts), np.diff(starts, append=len(det)))
-    chosen = np.flatnonzero(overlap == largest)
-    chosen = chosen[np.diff(det[chosen], prepend=-1) > 0]  # the first of equal overlaps
-    chosen = chosen[overlap[chosen] >= threshold]
+    largest = np.zeros(det.max(initial=-1) + 1)
+    np.maximum.at(largest, det, overlap)
+    chosen = np.flatnonzero((overlap >= threshold) & (overlap == largest[det]))
     gt, det = gt[chosen], det[chosen]
+    order = np.lexsort((gt, det))
+    order = order[np.diff(det[order], prepend=-1) > 0]  # the first of equal overlaps
+    gt, det = gt[order], det[order]
     order = np.lexsort((det, det if score is None else -score[det], gt))
     return det[order[np.diff(gt[order], prepend=-1) > 0]]
 
 
 def _intersection_over_union(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """(N,) of the boxes a[n] and b[n]; 0 where both have no area."""
+    corner, far_corner = np.maximum(a[:, :2], b[:, :2]), np.minimum(a[:, 2:], b[:, 2:])
     zero = np.zeros(len(a))  # float64 whatever the boxes are: so the references intersect
-    width, height = np.maximum(
-        zero[:, None], np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
-    ).T
-    intersection = width * height
-    union = np.prod(a[:, 2:] - a[:, :2], axis=1) + np.prod(b[:, 2:] - b[:, :2], axis=1) - intersection
+    intersection = np.multiply(*np.maximum(zero, (far_corner - corner).T))
+    union = _area(a) + _area(b) - intersection
     return np.divide(intersection, union, out=zero, where=union != 0)
 
 
-def _ranks(score: np.ndarray, hit: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ranks of the true positives, from 0: with later rows, false positives, true ones first among ties."""
-    ascending, hits = np.sort(score), -np.sort(-score[hit])
-    lower, higher = np.searchsorted(ascending, hits, "left"), np.searchsorted(ascending, hits, "right")
-    before, after = np.searchsorted(-hits, -hits, "left"), np.searchsorted(-hits, -hits, "right")
-    nth = np.arange(len(hits))
-    fp_first, tp_first = len(score) - lower - (after - nth), len(score) - higher + (nth - before)
-    if np.array_equal(fp_first, tp_first):
-        return tp_first, fp_first, tp_first
-    return np.flatnonzero(hit[np.argsort(score, kind="stable")[::-1]]), fp_first, tp_first
-
-
-def _curve(ranks: np.ndarray, num_gt: int) -> tuple[np.ndarray, np.ndarray]:
-    """Recall and monotone precision at the true positives of the given ranks."""
-    hits = np.arange(1, len(ranks) + 1)
-    precision = hits / (ranks + 1)
-    return hits / num_gt, np.maximum.accumulate(precision[::-1])[::-1]
-
-
-def _area(recall: np.ndarray, precision: np.ndarray) -> float:
-    """Area under the curve of ``_curve``, in as many terms as the references sum, so that all bits agree."""
-    steps = np.diff(recall, prepend=0.0, append=1.0)  # precision is 0 where recall is not reached
-    heights = np.append(precision, 0.0)
-    return float(np.sum((steps * heights)[steps != 0]))
+def _area(box: np.ndarray) -> np.ndarray:
+    """(N,) of XYXY boxes."""
+    x1, y1, x2, y2 = box.T
+    return (x2 - x1) * (y2 - y1)
 
 
 def _best_rows_per_frame(boxes: ActionBoxes, class_ids: Collection[int], cap: int) -> np.ndarray:
     """(N,) whether a row is among the ``cap`` best of the evaluated classes on its frame."""
     kept = np.zeros(len(boxes.action), bool)
-    for rows in _rows_by_frame(boxes, class_ids):  # (frames with equally many rows, rows)
-        if rows.shape[1] <= cap:
-            kept[rows] = True
-            continue
-        score = boxes.score[rows]
-        lowest = np.partition(score, -cap, axis=1)[:, [-cap]]
-        kept[rows[score > lowest]] = True
-        kept[_surviving_ties(boxes, rows, score, lowest, cap)] = True
+
+    def keep(start: int, end: int) -> None:
+        for rows in _rows_by_frame(boxes, start, end, class_ids):  # (frames with equally many rows, rows)
+            if rows.shape[1] <= cap:
+                kept[rows] = True
+                continue
+            score = boxes.score[rows]
+            lowest = np.partition(score, -cap, axis=1)[:, [-cap]]
+            kept[rows[score > lowest]] = True
+            kept[_surviving_ties(boxes, rows, score, lowest, cap)] = True
+
+    some = _first_rows(boxes, np.arange(0, boxes.frame.max(initial=-1) + 1, 500))  # rows that fit the cache
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(keep, some, [*some[1:], len(kept)]))
     return kept
 
 
-def _rows_by_frame(boxes: ActionBoxes, class_ids: Collection[int]) -> Iterator[np.ndarray]:
-    """Rows of the evaluated classes as (frames, rows per frame), once for every number of rows per frame."""
-    rows = np.flatnonzero(np.isin(boxes.action, list(class_ids)))
+def _rows_by_frame(
+    boxes: ActionBoxes, start: int, end: int, class_ids: Collection[int]
+) -> Iterator[np.ndarray]:
+    """Rows of the evaluated classes, of those from ``start`` to ``end``, which hold all of some frames.
+
+    Yields:
+        (frames, rows per frame) once for every number of rows per frame.
+    """
+    rows = start + np.flatnonzero(np.isin(boxes.action[start:end], list(class_ids)))
     frame = boxes.frame[boxes.row_box[rows]]
-    order = np.argsort(frame, kind="stable")
-    rows, frame = rows[order], frame[order]
     starts = np.flatnonzero(np.diff(frame, prepend=frame[:1] - 1))
     counts = np.diff(starts, append=len(rows))
     for count in np.unique(counts):

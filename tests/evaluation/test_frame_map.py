@@ -178,6 +178,12 @@ def test_cap_does_not_count_classes_that_are_not_evaluated():
     assert evaluate(truth, found, Protocol(cap=1))[1].num_tp == 1
 
 
+def test_cap_holds_on_every_one_of_many_frames():
+    found = [(frame, UNIT, 1, score) for frame in range(1200) for score in (0.1, 0.9, 0.5)]
+    assert evaluate([(0, UNIT, 1, 1)], found, Protocol(cap=2))[1].num_det == 2, "only frame 0 is scored"
+    assert evaluate([(0, UNIT, 1, 1)], found, Protocol(cap=2, frames="all"))[1].num_det == 2400
+
+
 # --- ties and order ---
 
 
@@ -240,6 +246,22 @@ def test_frames_of_a_file_may_come_in_any_order():
     found = [(frame, UNIT if rng.random() < 0.5 else CORNER, 1, rng.random()) for frame in range(20)]
     shuffled = [found[i] for i in rng.permutation(20)]
     assert evaluate(truth, found)[1].ap == evaluate(truth, shuffled)[1].ap
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_boxes_of_a_frame_may_lie_apart_in_the_file(name):
+    """Frame by frame, equal scores rank as before, and the rows of a box stay its own."""
+    rng = np.random.default_rng(0)
+    frame, row_box = rng.integers(0, 9, 200), np.repeat(np.arange(200), 3)
+    corner = rng.random((200, 2)) / 10
+    rows = rng.integers(1, 4, 600), rng.integers(0, 5, 600) / 5
+    apart = ActionBoxes(frame, np.hstack([corner, corner + 0.5]), row_box, *rows)
+    order, row_order = np.argsort(frame, kind="stable"), np.argsort(frame[row_box], kind="stable")
+    columns = [column[row_order] for column in (apart.action, apart.score)]
+    together = ActionBoxes(frame[order], apart.box[order], row_box, *columns)
+    results = [frame_map(together, found, (1, 2, 3), PROTOCOLS[name]) for found in (apart, together)]
+    assert 0 < results[1][1].ap < 1 and results[1][1].tie_sensitive
+    np.testing.assert_equal(*[{id_: vars(r) for id_, r in result.items()} for result in results])
 
 
 def test_float32_rounds_scores_as_mmaction2_does():
