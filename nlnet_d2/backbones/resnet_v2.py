@@ -21,11 +21,18 @@ from nlnet_d2.backbones.resnet import (
     DEPTHS,
     STAGES,
     ContextBlockMixin,
+    ContextResNet,
     place_in_stages,
     resnet_fpn,
 )
 from nlnet_d2.layers.norm import get_norm
 from nlnet_d2.layers.standardized_conv import StandardizedConv2d
+
+# Of ``ContextResNet``, with the same meaning.
+OPTIONS = (
+    "depth blocks norm stem_channels width_per_group res2_channels in_channels out_features freeze_at "
+    "use_act_checkpoint"
+).split()
 
 
 def _conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> StandardizedConv2d:
@@ -146,18 +153,10 @@ class ResNetV2(ResNet):
     @classmethod
     def from_config(cls, cfg, input_shape: ShapeSpec) -> dict:
         resnets = cfg.MODEL.RESNETS
-        return {
-            "depth": resnets.DEPTH,
-            "blocks": cfg.MODEL.CONTEXT.BLOCKS,
-            "norm": resnets.NORM,
-            "stem_channels": resnets.STEM_OUT_CHANNELS,
-            "width_per_group": resnets.WIDTH_PER_GROUP,
-            "res2_channels": resnets.RES2_OUT_CHANNELS,
-            "in_channels": input_shape.channels,
-            "out_features": resnets.OUT_FEATURES,
-            "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
-            "use_act_checkpoint": cfg.MODEL.BACKBONE.ACT_CHECKPOINT,
-        }
+        if resnets.NUM_GROUPS != 1 or resnets.RES5_DILATION != 1 or any(resnets.DEFORM_ON_PER_STAGE):
+            raise ValueError("MODEL.RESNETS: BiT has no grouped, dilated or deformable convolutions")
+        options = ContextResNet.from_config(cfg, input_shape)
+        return {name: options[name] for name in OPTIONS}
 
 
 @BACKBONE_REGISTRY.register()

@@ -148,6 +148,8 @@ def test_freezing_everything_freezes_the_last_norm():
     [
         ({"DEPTH": 34}, "DEPTH 34: BiT has depths 50, 101 and 152"),
         ({"NORM": ""}, "NORM is empty"),
+        ({"RES5_DILATION": 2}, "no grouped, dilated or deformable convolutions"),
+        ({"DEFORM_ON_PER_STAGE": [False, True, True, True]}, "no grouped, dilated or deformable"),
         ({"WIDTH_PER_GROUP": 40}, "32 groups, which do not divide 40 channels"),
     ],
 )
