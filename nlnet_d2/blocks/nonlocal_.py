@@ -63,6 +63,11 @@ class _Moments(torch.autograd.Function):
         return torch.baddbmm(d_sum, d_squares + d_squares.mT, x)
 
 
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    """(N, C, ...) -> (N, P, C), one position after the other in memory: the fused kernel takes nothing else."""
+    return x.flatten(2).transpose(1, 2).contiguous()
+
+
 @BLOCKS.register()
 class NonLocal(nn.Module):
     """z_i = W_z y_i + x_i with y_i = 1/C(x) sum_j f(x_i, x_j) g(x_j) (eqs. 1 and 6).
@@ -177,13 +182,10 @@ class NonLocal(nn.Module):
     def _project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """theta (N, P, C'), phi and g (N, M, C'), with M sub-sampled positions."""
         before = self._subsample(x) if self.subsample_at == "before" else x
-        theta = x if self.mode == "gaussian" else self.theta(x)
-        phi = before if self.mode == "gaussian" else self.phi(before)
-        g = self.g(before)
-        if self.subsample_at == "after":
-            phi, g = self._subsample(phi), self._subsample(g)
-        # One position after the other in memory: other layouts are not for the fused kernel.
-        return tuple(t.flatten(2).transpose(1, 2).contiguous() for t in (theta, phi, g))
+        after = self._subsample if self.subsample_at == "after" else nn.Identity()
+        theta = _rows(x if self.mode == "gaussian" else self.theta(x))
+        phi = _rows(after(before if self.mode == "gaussian" else self.phi(before)))
+        return theta, phi, _rows(after(self.g(before)))
 
     def _subsample(self, x: torch.Tensor) -> torch.Tensor:
         window = [min(w, size) for w, size in zip(self.window, x.shape[2:], strict=True)]
