@@ -64,7 +64,7 @@ class _Moments(torch.autograd.Function):
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
-    """(N, C, ...) -> (N, P, C), one position after the other in memory: the fused kernel takes nothing else."""
+    """(N, C, ...) -> (N, P, C), one position after the other in memory, as the fused kernel wants them."""
     return x.flatten(2).transpose(1, 2).contiguous()
 
 
