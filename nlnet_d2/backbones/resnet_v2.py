@@ -28,12 +28,6 @@ from nlnet_d2.backbones.resnet import (
 from nlnet_d2.layers.norm import get_norm
 from nlnet_d2.layers.standardized_conv import StandardizedConv2d
 
-# Of ``ContextResNet``, with the same meaning.
-OPTIONS = (
-    "depth blocks norm stem_channels width_per_group res2_channels in_channels out_features freeze_at "
-    "use_act_checkpoint"
-).split()
-
 
 def _conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> StandardizedConv2d:
     conv = StandardizedConv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
@@ -156,7 +150,8 @@ class ResNetV2(ResNet):
         if resnets.NUM_GROUPS != 1 or resnets.RES5_DILATION != 1 or any(resnets.DEFORM_ON_PER_STAGE):
             raise ValueError("MODEL.RESNETS: BiT has no grouped, dilated or deformable convolutions")
         options = ContextResNet.from_config(cfg, input_shape)
-        return {name: options[name] for name in OPTIONS}
+        bottlenecks = ("num_groups", "stride_in_1x1", "res5_dilation")  # of another kind, as are deform_*
+        return {k: v for k, v in options.items() if k not in bottlenecks and not k.startswith("deform_")}
 
 
 @BACKBONE_REGISTRY.register()
