@@ -182,7 +182,7 @@ class NonLocal(nn.Module):
     def _project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """theta (N, P, C'), phi and g (N, M, C'), with M sub-sampled positions."""
         before = self._subsample(x) if self.subsample_at == "before" else x
-        after = self._subsample if self.subsample_at == "after" else nn.Identity()
+        after = self._subsample if self.subsample_at == "after" else (lambda features: features)
         theta = _rows(x if self.mode == "gaussian" else self.theta(x))
         phi = _rows(after(before if self.mode == "gaussian" else self.phi(before)))
         return theta, phi, _rows(after(self.g(before)))

@@ -11,6 +11,12 @@ from tqdm import tqdm
 LOGGERS = ("detectron2", "fvcore", "nlnet_d2")
 
 
+def consoles(*loggers: str) -> list[logging.Handler]:
+    """The handlers of these loggers that print to standard output."""
+    handlers = [handler for name in loggers for handler in logging.getLogger(name).handlers]
+    return [handler for handler in handlers if getattr(handler, "stream", None) is sys.stdout]
+
+
 class ProgressBar(EventWriter):
     """Iterations, rate, time left, loss, learning rate, images per second and GPU memory in one line.
 
@@ -24,12 +30,7 @@ class ProgressBar(EventWriter):
     def __init__(self, max_iter: int, batch_size: int):
         self.max_iter, self.batch_size = max_iter, batch_size
         self.bar: tqdm | None = None
-        self._consoles = [
-            handler
-            for name in LOGGERS
-            for handler in logging.getLogger(name).handlers
-            if getattr(handler, "stream", None) is sys.stdout
-        ]
+        self._consoles = consoles(*LOGGERS)
         for handler in self._consoles:
             handler.addFilter(self._give_way)
 

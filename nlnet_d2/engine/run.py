@@ -3,7 +3,6 @@
 import argparse
 import logging
 import os
-import sys
 from collections.abc import Sequence
 
 import torch
@@ -19,6 +18,7 @@ from nlnet_d2.engine.config import argument_parser, load_config, register_data
 from nlnet_d2.engine.errors import ConfigError, exit_code, is_unexplained
 from nlnet_d2.engine.launch import launch
 from nlnet_d2.engine.launches import noted
+from nlnet_d2.engine.progress import consoles
 from nlnet_d2.engine.trainer import Trainer
 from nlnet_d2.engine.weights import load_complete
 
@@ -66,9 +66,8 @@ def set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
     register_data(cfg)  # again: child processes start afresh
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="nlnet_d2")
     default_setup(cfg, args)
-    for handler in logging.getLogger("detectron2").handlers:
-        if handler.stream is sys.stdout:  # log.txt keeps all
-            handler.addFilter(is_unexplained)
+    for console in consoles("detectron2"):
+        console.addFilter(is_unexplained)  # log.txt keeps all
     if not torch.cuda.is_available():
         logger.info("No CUDA device: running on the CPU")
     problem = comm.all_gather(_data_problem(cfg, args.eval_only) if comm.is_main_process() else "")[0]

@@ -8,6 +8,8 @@ from nlnet_d2.checkpoint.tensors import hwio_to_oihw, inflate
 CLASSIFIER = "classifier of the pre-training"
 LAST_NORM = "res5.3.norm."  # of BiT, after the three residual blocks of res5
 RGB = "INPUT.FORMAT RGB, PIXEL_MEAN [123.675, 116.28, 103.53], PIXEL_STD [58.395, 57.12, 57.375]"
+# Google's: from -1 to 1.
+RGB_FROM_MINUS_ONE = "INPUT.FORMAT RGB, PIXEL_MEAN [127.5, 127.5, 127.5], PIXEL_STD [127.5, 127.5, 127.5]"
 # torchvision's names of a ResNet -> Detectron2's; `layer1` is res2.
 FROM_TORCHVISION = (
     (r"^conv1\.", "stem.conv1."),
@@ -110,7 +112,7 @@ BIT = Source(
         (r"\.beta$", ".bias"),
     ),
     ops=((r"\.weight$", hwio_to_oihw),),
-    expects="INPUT.FORMAT RGB, PIXEL_MEAN [127.5, 127.5, 127.5], PIXEL_STD [127.5, 127.5, 127.5]",
+    expects=RGB_FROM_MINUS_ONE,
 )
 
 BIT_TIMM = Source(

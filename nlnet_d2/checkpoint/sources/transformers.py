@@ -1,7 +1,7 @@
 """Image transformers: ViT of MAE, DeiT, timm and Google (JAX), and MViTv2."""
 
 from nlnet_d2.checkpoint.source import Source
-from nlnet_d2.checkpoint.sources.resnet import CLASSIFIER, RGB
+from nlnet_d2.checkpoint.sources.resnet import CLASSIFIER, RGB, RGB_FROM_MINUS_ONE
 from nlnet_d2.checkpoint.tensors import (
     dense,
     fuse_qkv,
@@ -67,7 +67,7 @@ VIT_JAX = Source(
         (r"\.(attn\.proj|mlp\.fc\d)\.weight$", dense),
         *VIT.ops,
     ),
-    expects="INPUT.FORMAT RGB, PIXEL_MEAN [127.5, 127.5, 127.5], PIXEL_STD [127.5, 127.5, 127.5]",
+    expects=RGB_FROM_MINUS_ONE,
 )
 
 MVIT = Source(
