@@ -3,9 +3,11 @@
 Detectron2 0.6 refuses CPUs, and neither 0.6 nor main understands torchrun.
 """
 
+import gc
 import os
 import signal
 import socket
+import traceback
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -115,7 +117,16 @@ def _process_group(device: str, local_rank: int, local_size: int, **place) -> It
     comm.synchronize()  # or a slow machine may miss the first collective
     try:
         yield
-    except (SystemExit, *EXIT_CODES):  # an exit code, which threads of the group that are left may spoil
-        dist.destroy_process_group()
+    except (SystemExit, *EXIT_CODES) as error:
+        traceback.clear_frames(error.__traceback__)  # they hold the model, and with it the group
+        _end_process_group()
         raise
-    dist.destroy_process_group()  # not after a bug: it may wait for the others
+    _end_process_group()  # not after a bug: it may wait for the others
+
+
+def _end_process_group() -> None:
+    """Also its threads: one that is left while the interpreter ends may abort it, and spoil the exit code."""
+    dist.destroy_process_group()
+    comm._LOCAL_PROCESS_GROUP = None
+    comm._get_global_gloo_group.cache_clear()
+    gc.collect()

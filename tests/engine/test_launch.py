@@ -1,7 +1,9 @@
 """Two gloo processes do what one does; what happens in one of them is known to both."""
 
+import atexit
 import json
 from argparse import Namespace
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,36 @@ def test_two_processes_equal_one(tmp_path, accumulate):
     for report in (first, second):  # the images of the process whose loss was broken, in both
         assert "1.5.jpg" in report["error"] and "0.5.jpg" not in report["error"]
     assert first["suspects"] == [] and second["suspects"] == ["1.5.jpg", "2.0.jpg"]
+
+
+def threads_of_the_group():
+    names = (thread.joinpath("comm").read_text() for thread in Path("/proc/self/task").iterdir())
+    return [name for name in names if "gloo" in name]
+
+
+def note_threads(path):
+    path.write_text(str(len(threads_of_the_group())))
+
+
+def train_and_leave(folder, code):
+    """Each rank notes, as its interpreter ends, how many threads of the group it still has."""
+    atexit.register(note_threads, Path(folder, f"threads{comm.get_rank()}"))
+    model = distribute(Line())
+    sum(model(SAMPLES).values()).backward()
+    comm.all_gather("through the group that Detectron2 keeps")
+    assert threads_of_the_group()
+    if code:
+        raise SystemExit(code)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted where Linux lists them")
+@pytest.mark.parametrize("code", [0, 7])
+def test_no_thread_of_the_group_outlives_it(tmp_path, code):
+    """One aborted the interpreter now and then, whose exit code was then -6."""
+    with pytest.raises(SystemExit, match="7") if code else nullcontext():
+        launch(train_and_leave, processes(2, tmp_path), "cpu", str(tmp_path), code)
+    notes = list(tmp_path.glob("threads*"))  # one, where the first to leave ended the other
+    assert notes and {note.read_text() for note in notes} == {"0"}
 
 
 def test_more_processes_than_gpus(tmp_path):
