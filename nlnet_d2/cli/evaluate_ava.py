@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from nlnet_d2.engine.errors import exit_code
 from nlnet_d2.evaluation.ava import evaluate_ava, format_result
-from nlnet_d2.evaluation.frame_map import PROTOCOLS
+from nlnet_d2.evaluation.protocols import PROTOCOLS
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -124,7 +124,7 @@ def _add_clips(cfg: CN) -> None:
     clip.PERSON_SCORE_TEST = 0.8
     # A key frame left without people: drop it, take the best of its people, or the frame as a person.
     clip.WITHOUT_PEOPLE = "drop"
-    cfg.TEST.AVA_PROTOCOL = "activitynet"  # or pyslowfast, mmaction2: see evaluation/frame_map.py
+    cfg.TEST.AVA_PROTOCOL = "activitynet"  # or pyslowfast, mmaction2: see evaluation/protocols.py
 
 
 def _add_solver(solver: CN) -> None:

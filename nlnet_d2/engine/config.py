@@ -30,7 +30,7 @@ from nlnet_d2.data.datasets.coco import num_classes, num_keypoints, register_fro
 from nlnet_d2.data.errors import DataError
 from nlnet_d2.engine.errors import ConfigError
 from nlnet_d2.engine.precision import training_precision
-from nlnet_d2.evaluation.frame_map import PROTOCOLS
+from nlnet_d2.evaluation.protocols import PROTOCOLS
 from nlnet_d2.layers.norm import GROUPS
 
 logger = logging.getLogger(__name__)

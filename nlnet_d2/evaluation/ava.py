@@ -1,7 +1,7 @@
 """Evaluation on AVA (Gu et al. 2018, 1705.08421) and on data in its formats: frame-mAP by public protocols.
 
-``frame_map`` has the metric and says how the protocols differ; here are the files, the table, and the
-``DatasetEvaluator``, whose number is always the one of the detections file that it writes.
+``frame_map`` has the metric, ``protocols`` what the public evaluators do differently; here are the files, the
+table, and the ``DatasetEvaluator``, whose number is always the one of the detections file that it writes.
 """
 
 import logging
@@ -27,7 +27,8 @@ from nlnet_d2.data.datasets.ava_files import (
 )
 from nlnet_d2.data.datasets.label_map import LabelMap, read_label_map
 from nlnet_d2.data.errors import DataError
-from nlnet_d2.evaluation.frame_map import PROTOCOLS, ActionBoxes, ClassResult, frame_map, number_frames
+from nlnet_d2.evaluation.frame_map import ActionBoxes, ClassResult, frame_map, number_frames
+from nlnet_d2.evaluation.protocols import PROTOCOLS
 
 logger = logging.getLogger(__name__)
 

@@ -5,65 +5,24 @@ positive if that overlap is at least 0.5 and no earlier detection took the box. 
 under its whole precision-recall curve with precision made monotone (VOC 2010); mAP is the mean over the
 classes with ground truth.
 
-The public evaluators agree on that and on nothing else: ``PROTOCOLS`` names the differences. Where detections
-share a score, AP depends on the order in which a sort leaves them; the references leave that to the machine.
-Here later rows rank first, on every machine, and the APs with every tie resolved for and against the detector
-are given as bounds.
+The public evaluators agree on that and on nothing else: ``protocols.py`` names the differences. Where
+detections share a score, AP depends on the order in which a sort leaves them; the references leave that to
+the machine. Here later rows rank first, on every machine, and the APs with every tie resolved for and against
+the detector are given as bounds.
 """
 
-import os
 from collections.abc import Collection, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from nlnet_d2.data.datasets.ava_files import NO_ACTION
+from nlnet_d2.data.errors import DataError
+from nlnet_d2.data.threads import core_threads
 from nlnet_d2.evaluation.average_precision import area, curve, ranks_of_hits
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """What the public AVA evaluators do differently.
-
-    Attributes:
-        cap: rows kept per frame, those with the highest scores; 0 keeps all.
-        match_by_score: detections of a frame choose boxes by falling score; otherwise in the file's order.
-        frames: detections are scored on ``all`` frames, on those ``listed`` in the ground-truth file, or on
-            those ``labelled`` with at least one evaluated class.
-        keep_degenerate: detections without area are false positives; otherwise they are dropped.
-        excluded_count: ground truth on excluded frames still counts as missed.
-        skip_undetected: a class without any detection is left out of the mean; otherwise its AP is 0.
-        precision: of boxes and scores.
-        min_score: scores not above it are left out when the evaluator writes a model's detections.
-    """
-
-    cap: int = 0
-    match_by_score: bool = True
-    frames: str = "listed"
-    keep_degenerate: bool = False
-    excluded_count: bool = False
-    skip_undetected: bool = False
-    precision: type = np.float64
-    min_score: float = -np.inf
-
+from nlnet_d2.evaluation.protocols import Protocol
 
 BLOCK = 1 << 18  # rows that are sorted at once, in the cache
-PROTOCOLS = {
-    # ActivityNet's get_ava_performance.py since 2020.
-    "activitynet": Protocol(cap=50),
-    # The zoo numbers of PySlowFast.
-    "pyslowfast": Protocol(match_by_score=False, frames="all"),
-    # The zoo numbers of mmaction2 1.x.
-    "mmaction2": Protocol(
-        frames="labelled",
-        keep_degenerate=True,
-        excluded_count=True,
-        skip_undetected=True,
-        precision=np.float32,
-        min_score=0.002,
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -120,13 +79,18 @@ def frame_map(
     Args:
         groundtruth, detections: their ``frame`` numbers must come from the same numbering.
         class_ids: the evaluated classes; rows of other classes are ignored.
-        protocol: an entry of ``PROTOCOLS``.
+        protocol: an entry of ``protocols.PROTOCOLS``.
         excluded: numbers of frames that are left out.
         threshold: intersection over union of a true positive.
 
     Returns:
         class id -> result, in the order of ``class_ids``.
+
+    Raises:
+        DataError: rows that are not in the order of their boxes.
     """
+    _require_order("the ground truth", groundtruth.row_box)
+    _require_order("the detections", detections.row_box)
     excluded = np.array([], np.int64) if excluded is None else excluded
     detections = _counted(groundtruth, _frame_by_frame(detections), class_ids, protocol, excluded)
     starts = _first_rows(detections, np.arange(groundtruth.frame.max(initial=-1) + 2))
@@ -141,7 +105,7 @@ def frame_map(
         num_gt = len(all_gt) if protocol.excluded_count else len(gt)
         return _class_result(groundtruth, gt, detections, det, starts, num_gt, protocol, threshold)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy lets go of Python's lock
+    with core_threads() as pool:  # numpy lets go of Python's lock
         parts = zip(*pool.map(rows_by_class, range(0, len(detections.action) + 1, BLOCK)), strict=True)
         return dict(zip(class_ids, pool.map(evaluate, class_ids, parts), strict=True))
 
@@ -149,14 +113,23 @@ def frame_map(
 def number_frames(*keys: np.ndarray) -> list[np.ndarray]:
     """Number the frames that integer ``keys`` name from 0, by first appearance over all arrays in turn."""
     joined = np.concatenate(keys)
-    starts = np.flatnonzero(
-        np.diff(joined, prepend=joined[:1] - 1)
-    )  # a frame's boxes mostly follow each other
+    starts = np.flatnonzero(np.diff(joined, prepend=joined[:1] - 1))  # a frame's boxes mostly come in turn
     _, first, inverse = np.unique(joined[starts], return_index=True, return_inverse=True)
     rank = np.empty_like(first)
     rank[np.argsort(first)] = np.arange(len(first))
     numbers = np.repeat(rank[inverse], np.diff(starts, append=len(joined)))
     return np.split(numbers, np.cumsum([len(k) for k in keys])[:-1])
+
+
+def _require_order(name: str, row_box: np.ndarray) -> None:
+    """The rows of a box are searched for by bisection."""
+    falls = row_box[1:] < row_box[:-1]
+    if falls.any():
+        row = int(np.argmax(falls)) + 1
+        raise DataError(
+            f"{name}: expected rows in the order of their boxes, got row {row} of box {row_box[row]} "
+            f"after one of box {row_box[row - 1]}; sort row_box, action and score by row_box"
+        )
 
 
 def _frame_by_frame(boxes: ActionBoxes) -> ActionBoxes:
@@ -289,7 +262,7 @@ def _best_rows_per_frame(boxes: ActionBoxes, class_ids: Collection[int], cap: in
             kept[_surviving_ties(boxes, rows, score, lowest, cap)] = True
 
     some = _first_rows(boxes, np.arange(0, boxes.frame.max(initial=-1) + 1, 500))  # rows that fit the cache
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with core_threads() as pool:
         list(pool.map(keep, some, [*some[1:], len(kept)]))
     return kept
 

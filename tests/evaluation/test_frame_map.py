@@ -7,7 +7,9 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from nlnet_d2.evaluation.frame_map import PROTOCOLS, ActionBoxes, Protocol, frame_map, number_frames
+from nlnet_d2.data.errors import DataError
+from nlnet_d2.evaluation.frame_map import ActionBoxes, frame_map, number_frames
+from nlnet_d2.evaluation.protocols import PROTOCOLS, Protocol
 
 PLAIN = Protocol()
 UNIT = (0.0, 0.0, 1.0, 1.0)
@@ -262,6 +264,15 @@ def test_boxes_of_a_frame_may_lie_apart_in_the_file(name):
     results = [frame_map(together, found, (1, 2, 3), PROTOCOLS[name]) for found in (apart, together)]
     assert 0 < results[1][1].ap < 1 and results[1][1].tie_sensitive
     np.testing.assert_equal(*[{id_: vars(r) for id_, r in result.items()} for result in results])
+
+
+@pytest.mark.parametrize("of, name", [(0, "the ground truth"), (1, "the detections")])
+def test_rows_must_be_in_the_order_of_their_boxes(of, name):
+    boxes = action_boxes([(frame, UNIT, 1, 0.5) for frame in range(4)])
+    both = [boxes, boxes]
+    both[of] = replace(boxes, row_box=np.array([0, 2, 1, 3]))
+    with pytest.raises(DataError, match=f"{name}: .* got row 2 of box 1 after one of box 2; sort row_box"):
+        frame_map(*both, (1,), PLAIN)
 
 
 def test_float32_rounds_scores_as_mmaction2_does():

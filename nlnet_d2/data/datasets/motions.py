@@ -9,7 +9,6 @@ right differ: train with INPUT.RANDOM_FLIP none.
 import logging
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -23,6 +22,7 @@ from nlnet_d2.data.datasets.ava import AvaSource, load_ava
 from nlnet_d2.data.datasets.drawn_folder import draw_once
 from nlnet_d2.data.datasets.label_map import LabelMap, write_label_map
 from nlnet_d2.data.frame_reader import require_av
+from nlnet_d2.data.threads import core_threads
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def _draw(parameters: MotionsParameters, folder: Path) -> None:
     require_av(str(folder.parent))
     logger.info("Drawing %d videos into %s (once)", parameters.count, folder.parent)
     (folder / "videos").mkdir()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with core_threads() as pool:
         drawn = pool.map(partial(_draw_video, folder / "videos", parameters), range(parameters.count))
         rows = list(tqdm(drawn, total=parameters.count, disable=None))
     for name, column in (("annotations.csv", 0), ("boxes.csv", 1)):

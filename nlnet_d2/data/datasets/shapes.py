@@ -9,7 +9,6 @@ import json
 import logging
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from tqdm import tqdm
 
 from nlnet_d2.data.datasets.coco import category_metadata
 from nlnet_d2.data.datasets.drawn_folder import draw_once
+from nlnet_d2.data.threads import core_threads
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ def _draw_all(image_folder: Path, draw: Callable, count: int, categories: list[d
     """Draw and save all images; returns the content of the JSON file."""
     category_ids = {category["name"]: category["id"] for category in categories}
     images, annotations = [], []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with core_threads() as pool:
         drawn = pool.map(partial(_draw_and_save, image_folder, draw), range(count))
         for index, (record, objects) in enumerate(tqdm(drawn, total=count, disable=None), start=1):
             images.append({"id": index, **record})
