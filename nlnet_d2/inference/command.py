@@ -93,9 +93,8 @@ def run(args: argparse.Namespace) -> None:
         else:
             write_objects(outputs, predict(*sources), classes, args.confidence_threshold)
     finally:  # a camera is always interrupted
-        logger.info(
-            "Read and annotated %d of %d inputs; results: %s", len(seen), len(sources), outputs.results
-        )
+        results = outputs.results if seen else "none"
+        logger.info("Read and annotated %d of %d inputs; results: %s", len(seen), len(sources), results)
     failures.raise_any(sources)
 
 

@@ -1,12 +1,17 @@
-"""Files of predictions: annotated videos, COCO results and AVA detections, each written as it comes."""
+"""Files of predictions: annotated videos, COCO results and AVA detections, each written as it comes.
+
+Without a prediction there is no file, and one of an earlier run stays.
+"""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from fractions import Fraction
+from functools import cache
 from itertools import count
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 from detectron2.data import Metadata
@@ -65,6 +70,21 @@ class VideoWriter:
 
 
 @contextmanager
+def _at_first_use(path: str | Path, begin: str = "", end: str = "") -> Iterator[Callable[[], TextIO]]:
+    """What opens a text file when it is called, the first time, and closes it after ``end``."""
+    with ExitStack() as stack:
+
+        @cache
+        def file() -> TextIO:
+            opened = stack.enter_context(open(path, "w", encoding="utf-8"))
+            opened.write(begin)
+            stack.callback(opened.write, end)
+            return opened
+
+        yield file
+
+
+@contextmanager
 def coco_results(path: str | Path, classes: Metadata) -> Iterator:
     """A function that adds a prediction to a file of COCO results (a list of annotations with scores).
 
@@ -79,17 +99,14 @@ def coco_results(path: str | Path, classes: Metadata) -> Iterator:
         if not isinstance(prediction.source, Picture):
             origin["second"] = prediction.second
         instances = deepcopy(prediction.instances)  # Detectron2 moves its keypoints
+        results = file()
         for result in instances_to_coco_json(instances, next(numbers)):
             result["category_id"] = ids.get(result["category_id"], result["category_id"])
-            file.write(separator + json.dumps(result | origin))
+            results.write(separator + json.dumps(result | origin))
             separator = ",\n"
 
-    with open(path, "w", encoding="utf-8") as file:
-        file.write("[")
-        try:
-            yield add
-        finally:
-            file.write("\n]\n")
+    with _at_first_use(path, "[", "\n]\n") as file:
+        yield add
 
 
 @contextmanager
@@ -110,7 +127,7 @@ def ava_detections(path: str | Path, classes: LabelMap) -> Iterator:
             instances.scores.float().numpy(),
             list(classes.names),
         )
-        file.writelines(detection_rows(table))
+        file().writelines(detection_rows(table))
 
-    with open(path, "w", encoding="utf-8") as file:
+    with _at_first_use(path) as file:
         yield add

@@ -223,6 +223,36 @@ def test_pictures_and_coco_results(tmp_path):
     assert found.pred_keypoints[0, 0, 0] == 350, "predictions stay as they are"
 
 
+def test_pictures_without_objects_have_results(tmp_path):
+    a = Picture("in/a.png")
+    write_objects(plan_outputs(tmp_path, [a], ".json"), [Prediction(a, 0.0, grey(), objects([]))], COCO, 0.5)
+    assert json.loads((tmp_path / "predictions.json").read_text()) == []
+
+
+@pytest.mark.parametrize("suffix", [".json", ".csv"])
+def test_without_a_prediction_results_of_an_earlier_run_stay(suffix, tmp_path):
+    outputs = plan_outputs(tmp_path, [Video("film.mp4")], suffix)
+
+    def write() -> None:
+        if suffix == ".json":
+            write_objects(outputs, [], COCO, 0.5)
+        else:
+            write_actions(outputs, lambda _: iter([]), Failures(), ACTIONS, 0.5)
+
+    write()
+    assert not outputs.results.exists()
+    outputs.results.write_text("of an earlier run")
+    write()
+    assert outputs.results.read_text() == "of an earlier run"
+
+
+def test_key_frames_without_people_have_results(tmp_path):
+    camera = Camera(0)
+    outputs = plan_outputs(tmp_path / "live.mp4", [camera], ".csv")
+    write_actions(outputs, lambda _: iter(key_frames(camera, (0.0, people()))), Failures(), ACTIONS, 0.5)
+    assert outputs.results.read_text() == ""
+
+
 def key_frames(video, *pairs):
     return [Prediction(video, second, grey(), found) for second, found in pairs]
 
