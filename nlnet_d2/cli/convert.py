@@ -7,10 +7,7 @@
 """
 
 import argparse
-import re
 from collections.abc import Sequence
-
-from tabulate import tabulate
 
 from nlnet_d2.analysis.complexity import build_on_meta
 from nlnet_d2.checkpoint.checkpointer import CheckpointError
@@ -65,9 +62,8 @@ def origins() -> str:
         left_out = f"all: {source.refused}" if source.refused else "; ".join(drops)
         row = (source.name, source.files, ", ".join(marks), left_out, source.expects)
         rows.append([cell.replace("|", "\\|") for cell in row])
-    headers = ("origin", "files", "recognised by names", "left out", "trained with")
-    table = tabulate(rows, headers=headers, tablefmt="pipe")
-    return re.sub(r" {2,}|(?<=-)-+", lambda run: run[0][:1], table)
+    headers = ["origin", "files", "recognised by names", "left out", "trained with"]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (headers, ["---"] * len(headers), *rows))
 
 
 def convert_file(args: argparse.Namespace) -> None:
