@@ -130,8 +130,22 @@ def test_boxes_side_by_side_leave_no_gaps(page, tmp_path):
 
 def test_a_phone_needs_no_sideways_scrolling(page, tmp_path):
     script = "return [document.documentElement.scrollWidth, document.documentElement.clientWidth];"
-    content, window = run_in_page(page, tmp_path, script)
-    assert content <= window
+    content, window = run_in_page(page, tmp_path, script, "--window-size=420,900")
+    assert content <= window <= 500  # the narrowest that Chromium can be without a screen
+
+
+def test_long_names_stay_in_their_boxes_on_a_phone(page, tmp_path):
+    """Names of data sets and files have no spaces."""
+    script = """
+        document.body.style.width = "360px";
+        const named = document.querySelectorAll("h1, h2, h3, b, .note, .numbers span, figcaption span, pre");
+        for (const element of named) element.textContent = "validation_2024_".repeat(9);
+        const boxes = [...document.querySelectorAll("header, section, .box, pre")];
+        const tooWide = boxes.filter(box => box.scrollWidth > box.clientWidth);
+        return [boxes.length, tooWide.map(box => `${box.tagName} ${box.className}`)];"""
+    boxes, too_wide = run_in_page(page, tmp_path, script)
+    assert boxes > 20
+    assert too_wide == []
 
 
 def test_without_javascript_no_dead_controls(page):
