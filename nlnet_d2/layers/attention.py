@@ -9,7 +9,7 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from nlnet_d2.layers.products import batched_product, is_recorded
+from nlnet_d2.layers.products import batched_product, is_recorded, prefers_onednn, product
 from nlnet_d2.layers.switch import Switch
 
 # Numbers of the map that ``blocks`` forms at once, a few MB: they should stay in the cache.
@@ -120,23 +120,32 @@ class _Blocks(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, d_out):
         q, k, v, rel_h, rel_w, out, *kept = ctx.saved_tensors  # of q, k, v views: nothing twice
-        q, k, v, d_out = (t.contiguous() for t in (q, k, v, d_out))
+        if q.shape[2] * k.shape[2] > BLOCK:  # several pieces read them
+            k, v = k.contiguous(), v.contiguous()
         q, out, d_out = (t.unflatten(2, rel_h.shape[2:4]) for t in (q, out, d_out))
-        d_q, d_k, d_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        d_rel_h, d_rel_w = torch.empty_like(rel_h), torch.empty_like(rel_w)
+        scale = k.shape[-1] ** -0.5
+        d_q, d_rel_h, d_rel_w = map(torch.empty_like, (q, rel_h, rel_w))
+        d_k, d_v = (t.new_zeros(t.mT.shape) for t in (k, v))  # transposed, the faster product
         for i, piece in enumerate(_pieces(q.shape, k.shape[2])):
             part = kept[i] if kept else _map_of(piece, q, k, rel_h, rel_w)
             q_part, out_part, d_out_part = (t[piece].flatten(2, 3).flatten(0, 1) for t in (q, out, d_out))
             k_part, v_part, d_k_part, d_v_part = (t[piece[:2]].flatten(0, 1) for t in (k, v, d_k, d_v))
-            d_v_part.baddbmm_(part.mT, d_out_part)
+            _add_product(d_v_part, d_out_part, part)
             d_logits = batched_product(d_out_part, v_part)
             d_logits.sub_((d_out_part * out_part).sum(-1, keepdim=True)).mul_(part)
             grid = d_logits.view(*rel_h[piece].shape, rel_w.shape[-1])  # (maps, heads, rows, qw, kh, kw)
             d_rel_h[piece], d_rel_w[piece] = grid.sum(-1), grid.sum(-2)
-            d_logits *= k.shape[-1] ** -0.5
-            d_k_part.baddbmm_(d_logits.mT, q_part)
-            d_q[piece] = batched_product(d_logits, k_part.transpose(1, 2)).view_as(d_q[piece])
-        return d_q.flatten(2, 3), d_k, d_v, d_rel_h, d_rel_w
+            _add_product(d_k_part, q_part * scale, d_logits)
+            d_q[piece] = batched_product(d_logits, k_part.mT * scale).view_as(d_q[piece])
+        return d_q.flatten(2, 3), d_k.mT, d_v.mT, d_rel_h, d_rel_w
+
+
+def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """total += aT b for each of a batch: (B, M, N), (B, K, M), (B, K, N)."""
+    if len(a) == 1 and prefers_onednn(a):
+        total[0] += product(a[0].t().contiguous(), b[0].t())
+    else:
+        total.baddbmm_(a.mT, b)
 
 
 IMPLEMENTATIONS = {f.__name__: f for f in (explicit, blocks, augmented)}

@@ -2,9 +2,8 @@
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from nlnet_d2.layers.products import Linear
+from nlnet_d2.layers.products import GeluLinear, Linear
 
 
 class Mlp(nn.Module):
@@ -13,10 +12,10 @@ class Mlp(nn.Module):
     def __init__(self, dim: int, out_dim: int):
         super().__init__()
         self.fc1 = Linear(dim, 4 * dim)
-        self.fc2 = Linear(4 * dim, out_dim)
+        self.fc2 = GeluLinear(4 * dim, out_dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(self.fc1(x))
 
 
 def init_linear(module: nn.Module) -> None:

@@ -63,23 +63,37 @@ def batched_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias):
+    def forward(ctx, x, weight, bias, gelu):
         ctx.save_for_backward(x, weight)
-        return product(x, weight, bias)
+        ctx.gelu = gelu
+        return product(F.gelu(x) if gelu else x, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, d_out):
         x, weight = ctx.saved_tensors
-        rows, d_rows = x.flatten(0, -2), d_out.flatten(0, -2)
-        d_x = product(d_out, weight.t()) if ctx.needs_input_grad[0] else None
-        d_weight = d_rows.t() @ rows if ctx.needs_input_grad[1] else None  # oneDNN would copy d_rows
-        return d_x, d_weight, d_rows.sum(0) if ctx.needs_input_grad[2] else None
+        d_out = d_out.contiguous()
+        d_rows, d_x, d_weight = d_out.flatten(0, -2), None, None
+        if ctx.needs_input_grad[1]:
+            rows = (F.gelu(x) if ctx.gelu else x).flatten(0, -2)
+            d_weight = d_rows.t() @ rows  # oneDNN would copy d_rows
+        if ctx.needs_input_grad[0]:
+            d_x = product(d_out, weight.t())
+            if ctx.gelu:
+                torch.ops.aten.gelu_backward.grad_input(d_x, x, grad_input=d_x)
+        return d_x, d_weight, d_rows.sum(0) if ctx.needs_input_grad[2] else None, None
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """``F.linear`` by the faster library: x (..., K), weight (N, K), bias (N,) -> (..., N)."""
-    return _Linear.apply(x, weight, bias) if prefers_onednn(x) else F.linear(x, weight, bias)
+def linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, gelu: bool = False
+) -> torch.Tensor:
+    """``F.linear`` of x or GELU(x) by the faster library: x (..., K), weight (N, K), bias (N,) -> (..., N).
+
+    That library's backward pass forms GELU(x) again: keeping it takes an eighth of ViT's memory.
+    """
+    if prefers_onednn(x):
+        return _Linear.apply(x, weight, bias, gelu)
+    return F.linear(F.gelu(x) if gelu else x, weight, bias)
 
 
 class Linear(nn.Linear):
@@ -87,3 +101,10 @@ class Linear(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return linear(x, self.weight, self.bias)
+
+
+class GeluLinear(nn.Linear):
+    """``Linear`` of GELU(x)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return linear(x, self.weight, self.bias, gelu=True)

@@ -4,15 +4,25 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nlnet_d2.layers import products
-from nlnet_d2.layers.attention import attend
-from nlnet_d2.layers.products import Linear, batched_product, linear, prefers_onednn, product, use_onednn
+from nlnet_d2.layers import attention, products
+from nlnet_d2.layers.attention import attend, use_attention
+from nlnet_d2.layers.mlp import Mlp
+from nlnet_d2.layers.products import (
+    GeluLinear,
+    Linear,
+    batched_product,
+    linear,
+    prefers_onednn,
+    product,
+    use_onednn,
+)
 
 
 @pytest.mark.parametrize("shape", [(7, 5), (2, 3, 5), (1, 2, 3, 5)])
 @pytest.mark.parametrize("bias", [True, False])
-def test_linear(shape, bias):
-    layer, x = Linear(5, 4, bias=bias), torch.randn(shape, requires_grad=True)
+@pytest.mark.parametrize("kind", [Linear, GeluLinear])
+def test_linear(shape, bias, kind):
+    layer, x = kind(5, 4, bias=bias), torch.randn(shape, requires_grad=True)
     results = []
     for flag in (False, True):
         with use_onednn(flag):
@@ -22,11 +32,28 @@ def test_linear(shape, bias):
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_gradients_against_differences(monkeypatch):
+def test_gelu_linear_is_linear_of_gelu():
+    layer, x = GeluLinear(5, 4), torch.randn(3, 5)
+    for flag in (False, True):
+        with use_onednn(flag):
+            torch.testing.assert_close(layer(x), F.linear(F.gelu(x), layer.weight, layer.bias))
+
+
+def test_gelu_is_not_kept():
+    """The hidden numbers, the widest of the perceptron, are kept once."""
+    mlp, x = Mlp(8, 8), torch.randn(5, 8)
+    kept = []
+    with use_onednn(True), torch.autograd.graph.saved_tensors_hooks(kept.append, lambda t: t):
+        mlp(x)
+    assert sorted(tuple(t.shape) for t in kept) == [(5, 8), (5, 32), (8, 32), (32, 8)]
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+def test_gradients_against_differences(monkeypatch, gelu):
     """In double precision, for which oneDNN has no kernel: what is checked are the formulas."""
     monkeypatch.setattr(products, "product", lambda a, b, bias=None: F.linear(a, b, bias))
     inputs = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((2, 3, 5), (4, 5), (4,))]
-    assert torch.autograd.gradcheck(products._Linear.apply, inputs)
+    assert torch.autograd.gradcheck(products._Linear.apply, [*inputs, gelu])
 
 
 def test_operands_in_any_layout():
@@ -39,16 +66,19 @@ def test_operands_in_any_layout():
             torch.testing.assert_close(got, a[:count] @ a[:count].flip(1).mT, rtol=1e-5, atol=1e-5)
 
 
-def test_attention_without_positions():
-    """The pieces of the map, multiplied by oneDNN, against the fused kernel."""
+def test_attention(monkeypatch):
+    """Pieces of one head and of several, multiplied by oneDNN, against PyTorch's products."""
     q, k, v = (torch.randn(2, 3, n, 8, requires_grad=True) for n in (40, 30, 30))
-    results = []
-    for flag in (False, True):
-        with use_onednn(flag):
-            out = attend(q, k, v)
-        results.append((out, *torch.autograd.grad(out.square().sum(), (q, k, v))))
-    for got, expected in zip(*results, strict=True):
-        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    positions = [torch.randn(2, 3, 8, 5, side, requires_grad=True) for side in (6, 5)]
+    for block in (200, 3000):
+        monkeypatch.setattr(attention, "BLOCK", block)
+        results = []
+        for flag in (False, True):
+            with use_onednn(flag), use_attention("blocks"):
+                out = attend(q, k, v, *positions)
+                results.append((out, *torch.autograd.grad(out.square().sum(), (q, k, v, *positions))))
+        for got, expected in zip(*results, strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_where_it_does_not_apply():
