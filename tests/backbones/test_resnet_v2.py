@@ -72,6 +72,17 @@ def test_kernels_are_standardized():
         torch.testing.assert_close(conv.weight.var(dim=(1, 2, 3), correction=0), torch.ones(6))
 
 
+def test_gradients_of_standardized_kernels():
+    """Mean and variance are functions of the kernel too."""
+    conv = StandardizedConv2d(4, 6, 3, padding=1, bias=False).double()
+    conv.weight.data = 3 * make_tensor("conv.weight", (6, 4, 3, 3)).double() + 1
+    weight, x = conv.weight.detach().clone().requires_grad_(), make_tensor("x.weight", (2, 4, 7, 8)).double()
+    var, mean = torch.var_mean(weight, dim=(1, 2, 3), keepdim=True, correction=0)
+    F.conv2d(x, (weight - mean) / torch.sqrt(var + 1e-10), padding=1).sin().sum().backward()
+    conv(x).sin().sum().backward()
+    torch.testing.assert_close(conv.weight.grad, weight.grad)
+
+
 class Recorder(torch.nn.Module):
     """Stands in for a context block: adds a constant and notes the least value that it was given."""
 
