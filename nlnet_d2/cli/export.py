@@ -56,9 +56,10 @@ def prepared(path: str, cfg) -> list[torch.Tensor]:
         image = read_image(path, cfg.INPUT.FORMAT)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: {error}") from error
-    sides = cfg.INPUT.MIN_SIZE_TEST, round(cfg.INPUT.MIN_SIZE_TEST * 0.75)
-    resized = [ResizeShortestEdge(side, cfg.INPUT.MAX_SIZE_TEST).get_transform(image) for side in sides]
-    return [torch.from_numpy(t.apply_image(image).astype("float32").transpose(2, 0, 1)) for t in resized]
+    sides = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+    scaled = [[round(side * scale) for side in sides] for scale in (1, 0.75)]
+    resized = [ResizeShortestEdge(*limits).get_transform(image).apply_image(image) for limits in scaled]
+    return [torch.from_numpy(image.astype("float32").transpose(2, 0, 1)) for image in resized]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,7 +10,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from nlnet_d2.analysis.zoo import read_config
-from nlnet_d2.cli.export import main
+from nlnet_d2.cli.export import main, prepared
 from nlnet_d2.config.zoo import find_config
 from nlnet_d2.engine.errors import ConfigError
 from nlnet_d2.inference import export as exporting
@@ -133,3 +133,10 @@ def test_command(tmp_path, capsys):
     assert main([*shared, "--output", str(tmp_path / "m.trt"), *options]) == 2
     missing = ["--config-file", "mask_rcnn_nl_shapes", "--image", str(tmp_path / "no.png")]
     assert main([*missing, "--output", str(tmp_path / "m.ts"), *options]) == 3
+
+
+def test_the_pictures_differ_where_the_longer_side_decides(tmp_path):
+    picture = str(tmp_path / "a.png")
+    cv2.imwrite(picture, np.zeros((80, 100, 3), np.uint8))
+    images = prepared(picture, config("context", **{"INPUT.MIN_SIZE_TEST": 64, "INPUT.MAX_SIZE_TEST": 64}))
+    assert [tuple(image.shape) for image in images] == [(3, 51, 64), (3, 38, 48)]
