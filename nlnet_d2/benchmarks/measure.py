@@ -3,6 +3,7 @@
 import ctypes
 import gc
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter, process_time
@@ -166,22 +167,29 @@ def peak_bytes(call: Callable, device: torch.device, prepare: Callable | None = 
 
     None where the system (not Linux) does not tell.
     """
-    if prepare:
-        prepare()
+    prepare = prepare or (lambda: None)
     if device.type == "cuda":
+        prepare()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         call()
         return torch.cuda.max_memory_allocated() - before
     if not Path("/proc/self/clear_refs").exists():
         return None
+    with ThreadPoolExecutor(1) as thread:  # a heap of its own, without the gaps that others have left
+        return thread.submit(_rise, call, prepare).result()
+
+
+def _rise(call: Callable, prepare: Callable) -> int:
     libc = ctypes.CDLL(None)
-    libc.mallopt(M_MMAP_THRESHOLD, 1 << 16)  # what is freed goes back at once: gaps in the heap do not count
-    libc.malloc_trim(0)  # or the call would live on what was freed before
-    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
-    before = _resident("VmRSS")
-    call()
-    risen = _resident("VmHWM") - before
+    libc.mallopt(M_MMAP_THRESHOLD, 1 << 16)  # what is freed goes back at once
+    for _ in range(2):  # the first time libraries start threads, and make buffers that they keep
+        prepare()
+        libc.malloc_trim(0)  # or the call would live on what was freed before
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+        before = _resident("VmRSS")
+        call()
+        risen = _resident("VmHWM") - before
     libc.mallopt(M_MMAP_THRESHOLD, 1 << 25)  # for the time measured next, as an allocator in use sets it
     return risen
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from nlnet_d2.blocks.base import BLOCKS, bottleneck_channels
 from nlnet_d2.layers.attention import attend
 from nlnet_d2.layers.attention_rows import flat_cells
-from nlnet_d2.layers.norm import get_norm
+from nlnet_d2.layers.norm import get_norm, is_constant
 from nlnet_d2.layers.switch import Switch
 
 MODES = ("embedded_gaussian", "gaussian", "dot_product", "concatenation")
@@ -63,9 +63,20 @@ class _Moments(torch.autograd.Function):
         return torch.baddbmm(d_sum, d_squares + d_squares.mT, x)
 
 
+def _matrix(conv: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight and bias of a convolution of one position: (C', C) and (C', 1)."""
+    return conv.weight.flatten(1), conv.bias[:, None]
+
+
+def _product(conv: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """A convolution of one position, (N, C, ...) -> (N, C', ...), as a product: nothing is copied."""
+    weight, bias = _matrix(conv)
+    return torch.baddbmm(bias, weight.expand(x.shape[0], -1, -1), x.flatten(2)).unflatten(2, x.shape[2:])
+
+
 def _rows(x: torch.Tensor) -> torch.Tensor:
-    """(N, C, ...) -> (N, P, C), one position after the other in memory, as the fused kernel wants them."""
-    return x.flatten(2).transpose(1, 2).contiguous()
+    """(N, C, ...) -> (N, P, C)."""
+    return x.flatten(2).transpose(1, 2)
 
 
 @BLOCKS.register()
@@ -140,10 +151,12 @@ class NonLocal(nn.Module):
         """x: (N, C, H, W) or (N, C, T, H, W) -> the same shape."""
         order = self._order(x)
         if self.mode == "dot_product" and order == "gram":
-            return x + self.norm(self._gram(x))
-        y = self._aggregate(*self._project(x), order)  # (N, P, C')
-        y = y.transpose(1, 2).unflatten(2, x.shape[2:])  # (N, C', H, W)
-        return x + self.norm(self.out(y))
+            z = self._gram(x)
+        else:
+            y = self._aggregate(*self._project(x), order).transpose(1, 2)  # (N, C', P)
+            w_z, b_z = self._output_map()
+            z = torch.baddbmm(b_z, w_z.expand(x.shape[0], -1, -1), y).view_as(x)
+        return x + (z if is_constant(self.norm) else self.norm(z))
 
     def attention(self, x: torch.Tensor) -> torch.Tensor:
         """The matrix f / C(x) that ``forward`` applies without forming it: (N, P queries, M keys)."""
@@ -171,21 +184,29 @@ class NonLocal(nn.Module):
         """W_z y of the dot product, from the second moments of x: (N, C, H, W) -> (N, C, H, W)."""
         keys = (self._subsample(x) if self.subsample_at == "before" else x).flatten(2)  # (N, C, M)
         squares, sums = _Moments.apply(keys)
-        (theta, b_theta), (phi, b_phi), (g, b_g), (w_z, b_z) = (
-            (conv.weight.flatten(1), conv.bias[:, None]) for conv in (self.theta, self.phi, self.g, self.out)
-        )
+        (theta, b_theta), (phi, b_phi), (g, b_g) = map(_matrix, (self.theta, self.phi, self.g))
+        w_z, b_z = self._output_map()
         g_x = g @ squares + b_g @ sums.mT  # the sum of g_j x_jT: (N, C', C)
         g_phi = g_x @ phi.t() + (g @ sums + keys.shape[2] * b_g) @ b_phi.t()  # of g_j phi_jT: (N, C', C')
         whole = w_z @ (g_phi / keys.shape[2])
         return torch.baddbmm(whole @ b_theta + b_z, whole @ theta, x.flatten(2)).view_as(x)
 
+    def _output_map(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """W_z and its bias, (C, C') and (C, 1), which include the norm where that is constant."""
+        w_z, b_z = _matrix(self.out)
+        if not is_constant(self.norm):
+            return w_z, b_z
+        norm = self.norm
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        return scale[:, None] * w_z, (scale * (b_z[:, 0] - norm.running_mean) + norm.bias)[:, None]
+
     def _project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """theta (N, P, C'), phi and g (N, M, C'), with M sub-sampled positions."""
         before = self._subsample(x) if self.subsample_at == "before" else x
         after = self._subsample if self.subsample_at == "after" else (lambda features: features)
-        theta = _rows(x if self.mode == "gaussian" else self.theta(x))
-        phi = _rows(after(before if self.mode == "gaussian" else self.phi(before)))
-        return theta, phi, _rows(after(self.g(before)))
+        theta = _rows(x if self.mode == "gaussian" else _product(self.theta, x))
+        phi = _rows(after(before if self.mode == "gaussian" else _product(self.phi, before)))
+        return theta, phi, _rows(after(_product(self.g, before)))
 
     def _subsample(self, x: torch.Tensor) -> torch.Tensor:
         window = [min(w, size) for w, size in zip(self.window, x.shape[2:], strict=True)]

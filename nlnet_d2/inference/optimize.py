@@ -3,14 +3,13 @@
 import copy
 
 import torch
-from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from nlnet_d2.backbones.resnet import ContextBlockMixin
 from nlnet_d2.blocks.context import ContextPooling
 from nlnet_d2.blocks.nonlocal_ import NonLocal
+from nlnet_d2.layers.norm import is_constant
 from nlnet_d2.layers.standardized_conv import StandardizedConv2d
 
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -29,10 +28,10 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
     for module in model.modules():
-        if isinstance(module, CONVS) and _can_fold(getattr(module, "norm", None)):
+        if isinstance(module, CONVS) and is_constant(getattr(module, "norm", None)):
             _fold(module, module.norm)
             module.norm = None
-        elif isinstance(module, NonLocal) and _can_fold(module.norm):
+        elif isinstance(module, NonLocal) and is_constant(module.norm):
             _fold(module.out, module.norm)
             module.norm = nn.Identity()
         elif isinstance(module, StandardizedConv2d):
@@ -45,11 +44,6 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
         if isinstance(module, CONVS):
             module.to(memory_format=FORMATS[module.weight.ndim])
     return model
-
-
-def _can_fold(norm: nn.Module | None) -> bool:
-    """Whether a norm multiplies and adds constants."""
-    return isinstance(norm, (_BatchNorm, FrozenBatchNorm2d)) and norm.running_var is not None
 
 
 def _fold(conv: nn.Module, norm: nn.Module) -> None:

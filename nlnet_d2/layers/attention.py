@@ -12,8 +12,12 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from nlnet_d2.layers.products import batched_product, is_recorded, prefers_onednn, product
 from nlnet_d2.layers.switch import Switch
 
-# Numbers of the map that ``blocks`` forms at once, a few MB: they should stay in the cache.
+# Numbers of the map that ``blocks`` forms at once, a few MB: they should stay in the cache. Of very large
+# maps so many queries nevertheless, since products of few rows are slow.
 BLOCK = 2**20
+QUERIES = 2**8
+# Channels of a head from which on ``blocks`` is faster than the fused kernel, too: those of non-local blocks.
+WIDE = 2**8
 # Maps of at most so many numbers are kept for the backward pass, larger ones formed again.
 KEEP = 2**16
 
@@ -46,7 +50,7 @@ def augmented(q, k, v, rel_h=None, rel_w=None):
     nor the bias exists in memory, forward or backward; but there are more products to form.
     """
     if rel_h is None:
-        return scaled_dot_product_attention(q, k, v)
+        return _fused(q, k, v)
     height, width = rel_h.shape[-1], rel_w.shape[-1]
     one_hot_h = torch.eye(height, device=k.device, dtype=k.dtype).repeat_interleave(width, 0)
     one_hot_w = torch.eye(width, device=k.device, dtype=k.dtype).repeat(height, 1)
@@ -59,21 +63,31 @@ def augmented(q, k, v, rel_h=None, rel_w=None):
 def blocks(q, k, v, rel_h=None, rel_w=None):
     """The formula for a few maps, or a few queries of one map, at a time, in place, in the cache.
 
-    Without positions there is a fused kernel that does the same.
+    Without positions there is a fused kernel that does the same, but not with the fastest products.
     """
-    if rel_h is None:
-        return scaled_dot_product_attention(q, k, v)
+    if rel_h is None and not (q.shape[3] >= WIDE and _is_large(q, k) and prefers_onednn(q)):
+        return _fused(q, k, v)
     if torch.is_grad_enabled():
         return _Blocks.apply(q, k, v, rel_h, rel_w)
     return _blocks_forward(q, k, v, rel_h, rel_w)
 
 
+def _fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """PyTorch's kernel, which wants the channels of a position side by side."""
+    return scaled_dot_product_attention(*(t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v)))
+
+
+def _is_large(q: torch.Tensor, k: torch.Tensor) -> bool:
+    """Whether each map is worked on in several pieces."""
+    return q.shape[2] * k.shape[2] > BLOCK
+
+
 def _blocks_forward(q, k, v, rel_h, rel_w, kept: list[torch.Tensor] | None = None) -> torch.Tensor:
     """The parts of the map are appended to ``kept``."""
     out = q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)  # heads side by side
-    if q.shape[2] * k.shape[2] > BLOCK:  # several pieces read them
-        k, v = k.contiguous(), v.contiguous()
-    q_rows, out_rows = (t.unflatten(2, rel_h.shape[2:4]) for t in (q, out))  # (N, heads, qh, qw, d)
+    if _is_large(q, k):
+        k, v = _plain(k), _plain(v)
+    q_rows, out_rows = (_grid(t, rel_h) for t in (q, out))
     for piece in _pieces(q_rows.shape, k.shape[2]):
         part = _map_of(piece, q_rows, k, rel_h, rel_w)
         v_part = v[piece[:2]].flatten(0, 1)
@@ -83,11 +97,21 @@ def _blocks_forward(q, k, v, rel_h, rel_w, kept: list[torch.Tensor] | None = Non
     return out
 
 
+def _grid(t: torch.Tensor, rel_h: torch.Tensor | None) -> torch.Tensor:
+    """(N, heads, Lq, d) -> (N, heads, qh, qw, d); without positions each query is a row."""
+    return t.unsqueeze(3) if rel_h is None else t.unflatten(2, rel_h.shape[2:4])
+
+
+def _plain(t: torch.Tensor) -> torch.Tensor:
+    """One row, or one column, after the other in memory: several pieces read it."""
+    return t if t.mT.is_contiguous() else t.contiguous()
+
+
 def _pieces(shape: torch.Size, keys: int) -> Iterator[tuple[slice, slice, slice]]:
     """Maps, heads and rows of queries (N, heads, qh, qw, d) whose parts have about ``BLOCK`` numbers each."""
     count, num_heads, height, width, _ = shape
     row = width * keys
-    rows = min(height, max(1, BLOCK // row))
+    rows = min(height, max(1, QUERIES // width, BLOCK // row))
     heads = min(num_heads, max(1, BLOCK // (row * rows)))
     maps = max(1, BLOCK // (row * height * num_heads))
     for n in range(0, count, maps):
@@ -100,9 +124,10 @@ def _map_of(piece, q_rows, k, rel_h, rel_w) -> torch.Tensor:
     """The softmax over the keys for a piece: (maps * heads, rows * qw, Lk)."""
     q_part = q_rows[piece].flatten(2, 3).flatten(0, 1) * k.shape[-1] ** -0.5
     logits = batched_product(q_part, k[piece[:2]].flatten(0, 1))
-    grid = logits.view(*rel_h[piece].shape, rel_w.shape[-1])  # (maps, heads, rows, qw, kh, kw)
-    grid += rel_h[piece].unsqueeze(-1)
-    grid += rel_w[piece].unsqueeze(-2)
+    if rel_h is not None:
+        grid = logits.view(*rel_h[piece].shape, rel_w.shape[-1])  # (maps, heads, rows, qw, kh, kw)
+        grid += rel_h[piece].unsqueeze(-1)
+        grid += rel_w[piece].unsqueeze(-2)
     return torch.softmax(logits, -1, out=logits)
 
 
@@ -120,11 +145,12 @@ class _Blocks(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, d_out):
         q, k, v, rel_h, rel_w, out, *kept = ctx.saved_tensors  # of q, k, v views: nothing twice
-        if q.shape[2] * k.shape[2] > BLOCK:  # several pieces read them
-            k, v = k.contiguous(), v.contiguous()
-        q, out, d_out = (t.unflatten(2, rel_h.shape[2:4]) for t in (q, out, d_out))
+        if _is_large(q, k):
+            k, v = _plain(k), _plain(v)
+        q, out, d_out = (_grid(t, rel_h) for t in (q, out, d_out))
         scale = k.shape[-1] ** -0.5
-        d_q, d_rel_h, d_rel_w = map(torch.empty_like, (q, rel_h, rel_w))
+        d_q = torch.empty_like(q)
+        d_rel = [torch.empty_like(t) for t in (rel_h, rel_w) if t is not None]
         d_k, d_v = (t.new_zeros(t.mT.shape) for t in (k, v))  # transposed, the faster product
         for i, piece in enumerate(_pieces(q.shape, k.shape[2])):
             part = kept[i] if kept else _map_of(piece, q, k, rel_h, rel_w)
@@ -133,16 +159,18 @@ class _Blocks(torch.autograd.Function):
             _add_product(d_v_part, d_out_part, part)
             d_logits = batched_product(d_out_part, v_part)
             d_logits.sub_((d_out_part * out_part).sum(-1, keepdim=True)).mul_(part)
-            grid = d_logits.view(*rel_h[piece].shape, rel_w.shape[-1])  # (maps, heads, rows, qw, kh, kw)
-            d_rel_h[piece], d_rel_w[piece] = grid.sum(-1), grid.sum(-2)
+            if d_rel:
+                grid = d_logits.view(*rel_h[piece].shape, rel_w.shape[-1])  # (maps, heads, rows, qw, kh, kw)
+                d_rel[0][piece], d_rel[1][piece] = grid.sum(-1), grid.sum(-2)
             _add_product(d_k_part, q_part * scale, d_logits)
-            d_q[piece] = batched_product(d_logits, k_part.mT * scale).view_as(d_q[piece])
-        return d_q.flatten(2, 3), d_k.mT, d_v.mT, d_rel_h, d_rel_w
+            d_q[piece] = batched_product(d_logits, k_part.mT).mul_(scale).view_as(d_q[piece])
+            del part, d_logits  # or they would still be there when the next are formed
+        return d_q.flatten(2, 3), d_k.mT, d_v.mT, *(d_rel or (None, None))
 
 
 def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
     """total += aT b for each of a batch: (B, M, N), (B, K, M), (B, K, N)."""
-    if len(a) == 1 and prefers_onednn(a):
+    if len(a) == 1 and a.shape[2] < WIDE and prefers_onednn(a):  # it cannot add: a sum is a pass more
         total[0] += product(a[0].t().contiguous(), b[0].t())
     else:
         total.baddbmm_(a.mT, b)

@@ -8,6 +8,7 @@ from detectron2.layers import FrozenBatchNorm2d
 from detectron2.layers import get_norm as get_norm_2d
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from nlnet_d2.layers.layer_norm import EPS, ChannelNorm
 
@@ -106,3 +107,9 @@ def norm_argument(norm: str) -> str | Callable[[int], nn.Module]:
     ``nn.LayerNorm``: upstream's own class is left out of SOLVER.WEIGHT_DECAY_NORM.
     """
     return partial(get_norm, norm) if norm else ""
+
+
+def is_constant(norm: nn.Module | None) -> bool:
+    """Whether a norm multiplies and adds constants: one that is frozen, or evaluated by what it has seen."""
+    evaluated = isinstance(norm, _BatchNorm) and not norm.training and norm.running_var is not None
+    return evaluated or isinstance(norm, FrozenBatchNorm2d)

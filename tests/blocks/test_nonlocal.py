@@ -1,6 +1,7 @@
 """The non-local block against its equations, written out position by position, and against public code."""
 
 import re
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -101,6 +102,21 @@ def test_equations(mode, use_scale, size, subsample, at):
     window = [1] * (dim - 2) + [subsample] * 2 if isinstance(subsample, int) else subsample
     with torch.no_grad():
         torch.testing.assert_close(block(x), literal(block, x, use_scale, window, at))
+
+
+@pytest.mark.parametrize("norm", ["BN", "FrozenBN", "LN", ""])
+@pytest.mark.parametrize(("mode", "order"), [("embedded_gaussian", None), ("dot_product", "gram")])
+def test_norms_in_training(norm, mode, order):
+    """Those that are constant are one map with W_z, the others are not."""
+    block = randomize(NonLocal(6, mode=mode, norm=norm).double())
+    x = torch.randn(2, 6, 3, 4, dtype=torch.float64, requires_grad=True)
+    with use_order(order) if order else nullcontext():
+        got = block(x)
+    expected = literal(block, x, True, [1, 1], "before")
+    torch.testing.assert_close(got, expected)
+    gradients = (torch.autograd.grad(z.square().sum(), [x, *block.parameters()]) for z in (got, expected))
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
 
 
 @pytest.mark.parametrize("size", [(3, 4), (2, 3, 5)])

@@ -5,7 +5,7 @@ import torch
 from detectron2.layers import Conv2d
 from torch import nn
 
-from nlnet_d2.layers.norm import get_norm, norm_argument
+from nlnet_d2.layers.norm import get_norm, is_constant, norm_argument
 
 NAMES = ["BN", "SyncBN", "FrozenBN", "GN", "LN"]
 
@@ -81,3 +81,12 @@ def test_norm_argument_is_accepted_by_detectron2():
     assert head.conv1.norm is None and head.conv1.bias is not None
     with pytest.raises(ValueError, match="which do not divide 48 channels"):
         FastRCNNConvFCHead(shape, conv_dims=[48], fc_dims=[8], conv_norm=norm_argument("GN"))
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_norms_that_are_constant(dim):
+    norms = {name: get_norm(name, 32, dim) for name in NAMES}
+    assert [name for name, norm in norms.items() if is_constant(norm)] == ["FrozenBN"]
+    assert [n for n, norm in norms.items() if is_constant(norm.eval())] == ["BN", "SyncBN", "FrozenBN"]
+    assert not is_constant(nn.BatchNorm2d(4, track_running_stats=False).eval())
+    assert not is_constant(None)

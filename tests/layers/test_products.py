@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from nlnet_d2.layers import attention, products
-from nlnet_d2.layers.attention import attend, use_attention
+from nlnet_d2.layers.attention import attend
 from nlnet_d2.layers.mlp import Mlp
 from nlnet_d2.layers.products import (
     GeluLinear,
@@ -66,19 +66,22 @@ def test_operands_in_any_layout():
             torch.testing.assert_close(got, a[:count] @ a[:count].flip(1).mT, rtol=1e-5, atol=1e-5)
 
 
-def test_attention(monkeypatch):
-    """Pieces of one head and of several, multiplied by oneDNN, against PyTorch's products."""
-    q, k, v = (torch.randn(2, 3, n, 8, requires_grad=True) for n in (40, 30, 30))
-    positions = [torch.randn(2, 3, 8, 5, side, requires_grad=True) for side in (6, 5)]
-    for block in (200, 3000):
-        monkeypatch.setattr(attention, "BLOCK", block)
-        results = []
-        for flag in (False, True):
-            with use_onednn(flag), use_attention("blocks"):
-                out = attend(q, k, v, *positions)
-                results.append((out, *torch.autograd.grad(out.square().sum(), (q, k, v, *positions))))
-        for got, expected in zip(*results, strict=True):
-            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("with_positions", [True, False])
+@pytest.mark.parametrize("block", [200, 3000])
+def test_attention(monkeypatch, block, with_positions):
+    """Pieces of one head and of several, multiplied by oneDNN, against PyTorch's products or fused kernel."""
+    for name, value in {"BLOCK": block, "QUERIES": 1, "WIDE": 64 if with_positions else 8}.items():
+        monkeypatch.setattr(attention, name, value)
+    inputs = [torch.randn(2, 3, n, 8, requires_grad=True) for n in (40, 30, 30)]
+    if with_positions:
+        inputs += [torch.randn(2, 3, 8, 5, side, requires_grad=True) for side in (6, 5)]
+    results = []
+    for flag in (False, True):
+        with use_onednn(flag):
+            out = attend(*inputs)
+        results.append((out, *torch.autograd.grad(out.square().sum(), inputs)))
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_where_it_does_not_apply():
