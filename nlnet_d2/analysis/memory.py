@@ -9,11 +9,14 @@ from detectron2.structures import BitMasks, Boxes, Instances, Keypoints
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from nlnet_d2.layers.attention import use_attention
+from nlnet_d2.layers.products import use_onednn
+
 RULE = (
     "Measured: what autograd keeps for the backward pass, in float32, of one image or clip with one object, "
-    "on the CPU at two small sizes; it grows linearly with the pixels or frames. Computed: weights, "
-    "gradients, the optimizer's state. Not counted: temporaries and what allocators and CUDA take; leave 1 "
-    "to 2 GB for them."
+    "on the CPU in the ways of a GPU, at two small sizes; it grows linearly with the pixels or frames. "
+    "Computed: weights, gradients, the optimizer's state. Not counted: temporaries and what allocators and "
+    "CUDA take; leave 1 to 2 GB for them."
 )
 SIDES = (256, 384)  # of the images that are measured, in pixels
 STEP = 32  # image sides are multiples of it
@@ -64,8 +67,10 @@ def _line(points: dict[int, int]) -> tuple[float, float]:
     return y - slope * n, slope
 
 
+@use_onednn(False)
+@use_attention("augmented")
 def kept_bytes(model: nn.Module, inputs: list[dict]) -> int:
-    """Bytes of all tensors, but parameters and buffers, that the losses keep for their gradient."""
+    """Bytes of all tensors, but parameters and buffers, that the losses keep for their gradient on a GPU."""
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     kept = {}
 

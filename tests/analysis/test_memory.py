@@ -11,6 +11,8 @@ from nlnet_d2.analysis.memory import StepMemory, kept_bytes, step_memory
 from nlnet_d2.analysis.zoo import read_config
 from nlnet_d2.cli import analyze
 from nlnet_d2.config.zoo import find_config
+from nlnet_d2.layers.mlp import Mlp
+from nlnet_d2.layers.products import use_onednn
 
 SHAPES = "quickstart/mask_rcnn_vitdet_shapes.yaml"
 
@@ -53,6 +55,18 @@ def test_it_grows_as_measured():
     assert found.fixed + found.slope * 512**2 == pytest.approx(measured, rel=0.05)
     flatter = step_memory(config(SHAPES, "MODEL.BACKBONE.ACT_CHECKPOINT", True))
     assert flatter.slope < 0.8 * found.slope and flatter.states == found.states
+
+
+class Perceptron(Mlp):
+    def forward(self, x):
+        return {"loss": super().forward(x).sum()}
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_it_is_that_of_a_gpu_on_every_processor(flag):
+    """With oneDNN a perceptron keeps x and the hidden numbers, on a GPU also their GELU."""
+    with use_onednn(flag):
+        assert kept_bytes(Perceptron(8, 8), torch.randn(5, 8)) == 4 * (5 * 8 + 2 * 5 * 32)
 
 
 def test_clips_count_frames():

@@ -101,7 +101,9 @@ class Conv3d(nn.Conv3d):
             return out.unflatten(0, frames.shape[:2]).transpose(1, 2)
         if self.kernel_size[1:] == self.stride[1:] == (1, 1):  # (N, C, T, H * W)
             steps = (self.stride[0], 1), (self.padding[0], 0)
-            return F.conv2d(x.flatten(3), self.weight.squeeze(4), self.bias, *steps).unflatten(3, x.shape[3:])
+            out = F.conv2d(x.flatten(3), self.weight.squeeze(4), self.bias, *steps)
+            # Unfolded with the channels last, so that a single clip is seen to have them there.
+            return out.movedim(1, 3).unflatten(2, x.shape[3:]).movedim(4, 1)
         return super().forward(x)
 
 
