@@ -301,6 +301,7 @@ def test_channels_last_clips(kernel, steps):
 
 def test_pathways_of_one_clip_join_in_their_format():
     """What PyTorch makes of maps whose strides leave the format open is not channels-last."""
-    clip = torch.randn(1, 4, 8, 12, 10).contiguous(memory_format=torch.channels_last_3d)
-    maps = [Conv3d(4, 6, kernel, norm="")(clip) for kernel in ((1, 3, 3), (3, 1, 1), (1, 1, 1))]
-    assert torch.cat(maps, dim=1).is_contiguous(memory_format=torch.channels_last_3d)
+    last = {"memory_format": torch.channels_last_3d}
+    clip = torch.randn(1, 4, 8, 12, 10).contiguous(**last)
+    convs = [Conv3d(4, 6, kernel, norm="").to(**last) for kernel in ((1, 3, 3), (3, 1, 1), (1, 1, 1))]
+    assert torch.cat([conv(clip) for conv in convs], dim=1).is_contiguous(**last)
