@@ -15,7 +15,7 @@ from nlnet_d2.layers.switch import Switch
 # Numbers of the map that ``blocks`` forms at once, a few MB: they should stay in the cache. Of very large
 # maps so many queries nevertheless, since products of few rows are slow.
 BLOCK = 2**20
-QUERIES = 2**8
+QUERIES = 384
 # Channels of a head from which on ``blocks`` is faster than the fused kernel, too: those of non-local blocks.
 WIDE = 2**8
 # Maps of at most so many numbers are kept for the backward pass, larger ones formed again.
