@@ -68,15 +68,14 @@ def _matrix(conv: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     return conv.weight.flatten(1), conv.bias[:, None]
 
 
-def _product(conv: nn.Module, x: torch.Tensor, matrix: tuple | None = None) -> torch.Tensor:
+def _product(conv: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """A convolution of one position, (N, C, ...) -> (N, C', ...), as a product: nothing is copied.
 
-    ``matrix``: in place of its weight and bias. On the meta device, where the costs of modules are counted,
-    the convolution itself.
+    On the meta device, where the costs of modules are counted, the convolution itself.
     """
     if x.is_meta:
         return conv(x)
-    weight, bias = matrix or _matrix(conv)
+    weight, bias = _matrix(conv)
     return torch.baddbmm(bias, weight.expand(x.shape[0], -1, -1), x.flatten(2)).unflatten(2, x.shape[2:])
 
 
@@ -160,7 +159,10 @@ class NonLocal(nn.Module):
             z = self._gram(x)
         else:
             y = self._aggregate(*self._project(x), order).transpose(1, 2)  # (N, C', P)
-            z = _product(self.out, y.unflatten(2, x.shape[2:]), self._output_map())
+            if x.is_meta:
+                return x + self.norm(self.out(y.unflatten(2, x.shape[2:])))
+            w_z, b_z = self._output_map()
+            z = torch.baddbmm(b_z, w_z.expand(x.shape[0], -1, -1), y).view_as(x)
         return x + (z if is_constant(self.norm) else self.norm(z))
 
     def attention(self, x: torch.Tensor) -> torch.Tensor:
