@@ -9,7 +9,7 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from nlnet_d2.layers.products import batched_product, is_recorded, prefers_onednn, product
+from nlnet_d2.layers.products import batched_product, is_recorded, plain, prefers_onednn, product
 from nlnet_d2.layers.switch import Switch
 
 # Numbers of the map that ``blocks`` forms at once, a few MB: they should stay in the cache. Of very large
@@ -86,7 +86,7 @@ def _blocks_forward(q, k, v, rel_h, rel_w, kept: list[torch.Tensor] | None = Non
     """The parts of the map are appended to ``kept``."""
     out = q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)  # heads side by side
     if _is_large(q, k):
-        k, v = _plain(k), _plain(v)
+        k, v = plain(k), plain(v)  # several pieces read them
     q_rows, out_rows = (_grid(t, rel_h) for t in (q, out))
     for piece in _pieces(q_rows.shape, k.shape[2]):
         part = _map_of(piece, q_rows, k, rel_h, rel_w)
@@ -100,11 +100,6 @@ def _blocks_forward(q, k, v, rel_h, rel_w, kept: list[torch.Tensor] | None = Non
 def _grid(t: torch.Tensor, rel_h: torch.Tensor | None) -> torch.Tensor:
     """(N, heads, Lq, d) -> (N, heads, qh, qw, d); without positions each query is a row."""
     return t.unsqueeze(3) if rel_h is None else t.unflatten(2, rel_h.shape[2:4])
-
-
-def _plain(t: torch.Tensor) -> torch.Tensor:
-    """One row, or one column, after the other in memory: several pieces read it."""
-    return t if t.mT.is_contiguous() else t.contiguous()
 
 
 def _pieces(shape: torch.Size, keys: int) -> Iterator[tuple[slice, slice, slice]]:
@@ -146,7 +141,7 @@ class _Blocks(torch.autograd.Function):
     def backward(ctx, d_out):
         q, k, v, rel_h, rel_w, out, *kept = ctx.saved_tensors  # of q, k, v views: nothing twice
         if _is_large(q, k):
-            k, v = _plain(k), _plain(v)
+            k, v = plain(k), plain(v)  # several pieces read them
         q, out, d_out = (_grid(t, rel_h) for t in (q, out, d_out))
         scale = k.shape[-1] ** -0.5
         d_q = torch.empty_like(q)

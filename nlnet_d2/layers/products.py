@@ -45,13 +45,13 @@ def prefers_onednn(x: torch.Tensor) -> bool:
 
 def product(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """a bT + bias by oneDNN, without gradients: (..., K), (N, K), (N,) -> (..., N)."""
-    return torch.ops.mkldnn._linear_pointwise(_plain(a), _plain(b), bias, "none", [], "")
+    a = plain(a) if a.ndim == 2 else a.contiguous()
+    return torch.ops.mkldnn._linear_pointwise(a, plain(b), bias, "none", [], "")
 
 
-def _plain(matrix: torch.Tensor) -> torch.Tensor:
+def plain(matrices: torch.Tensor) -> torch.Tensor:
     """Rows, or columns, one after the other in memory: for anything else oneDNN has a very slow kernel."""
-    transposed = matrix.ndim == 2 and matrix.t().is_contiguous()
-    return matrix if transposed else matrix.contiguous()
+    return matrices if matrices.mT.is_contiguous() else matrices.contiguous()
 
 
 def batched_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
