@@ -118,7 +118,8 @@ class VideoFile:
                 seconds = stream.duration * stream.time_base
             elif tag := _DURATION.match(stream.metadata.get("DURATION", "")):
                 hours, minutes, rest = (Fraction(number) for number in tag.groups())
-                seconds = 3600 * hours + 60 * minutes + rest
+                end = 3600 * hours + 60 * minutes + rest  # counted from time 0, not from the first frame
+                seconds = end - (stream.start_time or 0) * stream.time_base
             elif container.duration:
                 seconds = Fraction(container.duration, av.time_base)
             else:
@@ -183,7 +184,8 @@ class VideoFile:
         latest = ceil((k + Fraction(1, 2)) * ticks_per_slot) - 1  # of the ticks that round to slot k
         for lead in LEADS:
             ticks = max(0, latest - floor(lead / stream.time_base)) if lead < inf else 0
-            container.seek(start + ticks, stream=stream)
+            # Transport streams are searched by decoding times: the first frame's may lie before ``start``.
+            container.seek(start + ticks if ticks else min(start, 0), stream=stream)
             frames = _decoded(container, stream, from_start=ticks == 0)
             slots = ((self._slot(frame, start, ticks_per_slot), frame) for frame in frames)
             first = next(slots, None)
