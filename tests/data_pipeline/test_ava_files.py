@@ -1,5 +1,7 @@
 """CSVs and label maps: what is read, and how every kind of bad row is named."""
 
+import csv
+
 import numpy as np
 import pytest
 
@@ -64,6 +66,17 @@ def test_blank_lines_and_windows_line_ends(tmp_path):
     assert table.videos == ["-5KQ66BBWC4"]
 
 
+@pytest.mark.parametrize("name", ["ünï", "日本", '"a, b"', '"plain"', '" ""x"" "'])
+def test_names_of_videos(name, tmp_path):
+    """They do not depend on how the file is parsed: all at once, or, for the row of two columns, by lines."""
+    rows = [f"{name},1,0.1,0.2,0.3,0.4,80,1", "v,1,0.1,0.2,0.3,0.4,80,1"]
+    expected = [next(csv.reader([name]))[0], "v"]
+    for more in ([], ["v,2"]):
+        path = tmp_path / "rows.csv"
+        path.write_text("\n".join(rows + more), encoding="utf-8-sig")  # with a byte order mark
+        assert read_ava_csv(path).videos == expected
+
+
 def test_lines_are_counted_over_the_whole_file(tmp_path, monkeypatch):
     monkeypatch.setattr(ava_files, "_CHUNK", 4)
     lines = [GOOD] * 10
@@ -84,6 +97,7 @@ BAD = {
     "v,902,0.1,0.2,0.3,1.1,80,1": "coordinates",
     "v,902,-0.1,0.2,0.3,0.4,80,1": "coordinates",
     "v,902,nan,0.2,0.3,0.4,80,1": "coordinates",
+    "v,902,nan,nan,nan,nan,80,1": "coordinates",
     "v,902,0.1,,0.3,0.4,80,1": "could not convert",
     "v,-1,0.1,0.2,0.3,0.4,80,1": "second: expected 0 to 999999",
     "v,0.1,0.2,0.3,0.4,80,1": "coordinates",
@@ -153,10 +167,10 @@ def test_second_text():
 def test_written_detections_are_read_back(tmp_path):
     rng = np.random.default_rng(0)
     box = np.array([[0.1, 0.2, 0.3, 0.4], [0.5, 0.5, 1.0, 1.0]])
-    table = AvaTable.from_scores(["b", "a"], [902, 12.5], box, rng.random((2, 3)), [1, 4, 80])
+    table = AvaTable.from_scores(["b", 'a, "1"'], [902, 12.5], box, rng.random((2, 3)), [1, 4, 80])
     write_detections(tmp_path / "d.csv", table)
     again = read_ava_csv(tmp_path / "d.csv", scored=True)
-    assert [again.videos[v] for v in again.video] == ["b", "a"]
+    assert [again.videos[v] for v in again.video] == ["b", 'a, "1"']
     assert again.second.tolist() == [902, 12.5]
     np.testing.assert_allclose(again.box, box, atol=1e-6)
     assert again.action.tolist() == [1, 4, 80] * 2
@@ -184,6 +198,7 @@ def test_both_styles(tmp_path):
         'item{name:"run"id:3}',
         '# classes\nitem {\n\tid: 3\n\tname: "run"\n}',
         'item: {\r\n name: "run"\r\n id: 3\r\n}',
+        '\ufeffitem { name: "run" id: 3 }',  # the byte order mark of Windows' editors
     ],
 )
 def test_lay_out_does_not_matter(text, tmp_path):

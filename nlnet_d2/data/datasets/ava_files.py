@@ -121,11 +121,12 @@ def read_ava_csv(path: str | Path, scored: bool = False, findings: list[Finding]
     """
     rows = _Rows(str(path), scored, findings)
     try:
-        with open(path, encoding="utf-8", newline="") as file:
+        with open(path, encoding="utf-8-sig", newline="") as file:  # spreadsheets write a byte order mark
             while lines := list(islice(file, _CHUNK)):
                 rows.add(lines)
     except (OSError, UnicodeDecodeError) as error:
-        report(Finding(str(path), "", "", "a readable text file", str(error), "correct the path"), findings)
+        remedy = "correct the path, or save the file as UTF-8"
+        report(Finding(str(path), "", "", "a readable text file", str(error), remedy), findings)
     return rows.table()
 
 
@@ -177,7 +178,8 @@ class _Rows:
     def _check(self, rows: np.ndarray, line: np.ndarray) -> np.ndarray:
         """(N,) whether the numbers of a row are possible."""
         box, second, action = rows["box"], rows["second"], rows["action"]
-        inside = ((box >= -SLACK) & (box <= 1 + SLACK)).all(axis=1) | np.isnan(box).all(axis=1)
+        without_box = np.isnan(box).all(axis=1) & (action == NO_ACTION)
+        inside = ((box >= -SLACK) & (box <= 1 + SLACK)).all(axis=1) | without_box
         positive = (action == np.rint(action)) & (action > 0) & (action < 1 << 15)
         rules = (
             (inside, "box", "coordinates in 0..1: shares of the frame, not pixels"),
@@ -215,9 +217,11 @@ class _Rows:
 
 
 def _parse_fast(lines: list[str], scored: bool) -> np.ndarray | None:
-    """All lines at once where they have eight columns, all filled; else None."""
+    """All lines at once where they have eight columns, all filled, in ASCII; else None."""
+    if not all(map(str.isascii, lines)):  # numpy would write names in Latin-1
+        return None
     try:
-        rows = np.loadtxt(lines, _ROW, comments=None, delimiter=",", ndmin=1)
+        rows = np.loadtxt(lines, _ROW, comments=None, delimiter=",", ndmin=1, quotechar='"')
     except ValueError:
         return None
     lengths = np.char.str_len(rows["video"])
@@ -273,9 +277,14 @@ def write_detections(path: str | Path, table: AvaTable) -> None:
 def detection_rows(table: AvaTable) -> Iterator[str]:
     """The lines of ``write_detections``."""
     frames = zip(table.video.tolist(), table.second.tolist(), table.box.tolist(), strict=True)
+    videos = [_quoted(name) for name in table.videos]
     prefixes = [
-        f"{table.videos[video]},{second_text(second)},{x1:.6f},{y1:.6f},{x2:.6f},{y2:.6f}"
+        f"{videos[video]},{second_text(second)},{x1:.6f},{y1:.6f},{x2:.6f},{y2:.6f}"
         for video, second, (x1, y1, x2, y2) in frames
     ]
     rows = zip(table.row_box.tolist(), table.action.tolist(), table.score.tolist(), strict=True)
     return (f"{prefixes[box]},{action},{score:.6g}\n" for box, action, score in rows)
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"' if "," in name or '"' in name else name

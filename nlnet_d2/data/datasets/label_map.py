@@ -33,7 +33,7 @@ def read_label_map(path: str | Path) -> LabelMap:
             id, an id below 1 or used twice, a file without blocks.
     """
     try:
-        text = _COMMENT.sub("", Path(path).read_text(encoding="utf-8"))
+        text = _COMMENT.sub("", Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: expected a label map, got {error}; correct the path") from error
     names, groups = {}, {}
