@@ -275,6 +275,7 @@ def test_registration_from_a_config(source, registered):
         "VIDEOS": source.videos,
         "FPS": 20.0,
         "START_SECOND": 9.5,
+        "BOXES": None,  # of a line of YAML that says nothing
     }
     registered.append("mine")
     cfg.DATASETS.REGISTER_AVA = [entry]
@@ -295,6 +296,14 @@ def test_registration_with_wrong_keys(change, source):
     cfg.DATASETS.REGISTER_AVA = [{key: value for key, value in entry.items() if value}]
     with pytest.raises(DataError, match=r"REGISTER_AVA\[0\]: expected ANNOTATIONS, LABEL_MAP, NAME, VIDEOS"):
         register_ava_from_config(cfg)
+
+
+@pytest.mark.parametrize(
+    "number", [{"fps": 0.0}, {"fps": -5.0}, {"fps": float("nan")}, {"fps": "25"}, {"start_second": float("inf")}]
+)
+def test_numbers_that_are_none(number, source):
+    with pytest.raises(DataError, match=f"{next(iter(number))}: expected"):
+        replace(source, **number)
 
 
 def test_published_data_sets_are_registered():

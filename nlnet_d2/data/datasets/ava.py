@@ -51,6 +51,9 @@ class AvaSource:
         frame_list: frames of the videos in PySlowFast's format, with paths relative to ``videos``.
         fps: frames per second at which video files are seen and frames were extracted.
         start_second: time in the CSVs at which the videos begin.
+
+    Raises:
+        DataError: ``fps`` is not above 0, or ``start_second`` is no number.
     """
 
     annotations: str
@@ -62,6 +65,12 @@ class AvaSource:
     frame_list: str | None = None
     fps: float = 30.0
     start_second: float = 0.0
+
+    def __post_init__(self):
+        if not (isinstance(self.fps, int | float) and 0 < self.fps < math.inf):
+            raise DataError(f"fps: expected frames per second above 0, got {self.fps!r}")
+        if not (isinstance(self.start_second, int | float) and math.isfinite(self.start_second)):
+            raise DataError(f"start_second: expected a time in seconds, got {self.start_second!r}")
 
 
 def register_ava(name: str, source: AvaSource) -> None:
@@ -93,7 +102,7 @@ def register_ava_from_config(cfg: CfgNode) -> None:
                 f"{', '.join(sorted(set(known) - needed))}, got {entry}"
             )
         values = {known[key]: value for key, value in entry.items() if key != "NAME"}
-        boxes = values.get("boxes", ())
+        boxes = values.get("boxes") or ()
         values["boxes"] = (boxes,) if isinstance(boxes, str) else tuple(boxes)
         register_ava(entry["NAME"], AvaSource(**values))
 
