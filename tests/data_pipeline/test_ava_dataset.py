@@ -299,7 +299,8 @@ def test_registration_with_wrong_keys(change, source):
 
 
 @pytest.mark.parametrize(
-    "number", [{"fps": 0.0}, {"fps": -5.0}, {"fps": float("nan")}, {"fps": "25"}, {"start_second": float("inf")}]
+    "number",
+    [{"fps": 0.0}, {"fps": -5.0}, {"fps": float("nan")}, {"fps": "25"}, {"start_second": float("inf")}],
 )
 def test_numbers_that_are_none(number, source):
     with pytest.raises(DataError, match=f"{next(iter(number))}: expected"):
