@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.layers import FrozenBatchNorm2d, NaiveSyncBatchNorm
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks
@@ -17,6 +18,7 @@ from torch import nn
 from nlnet_d2.analysis import zoo
 from nlnet_d2.analysis.complexity import build_on_meta
 from nlnet_d2.blocks import parse_spec
+from nlnet_d2.engine.config import config_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = {str(path.relative_to(CONFIGS).with_suffix("")): path for path in zoo.config_files(CONFIGS)}
@@ -136,6 +138,18 @@ def test_gcnet_backbones_have_the_parameters_of_the_original():
         cfg.MODEL.BACKBONE.FREEZE_AT = 0
         model = build_on_meta(cfg)
         assert sum(p.numel() for p in model.backbone.bottom_up.parameters()) == params
+
+
+def test_data_of_ones_own_decide_on_the_number_of_actions(tmp_path):
+    """docs/own_ava_data.md trains this recipe on them."""
+    (tmp_path / "two.pbtxt").write_text('item { name: "run" id: 1 } item { name: "sit" id: 2 }')
+    entry = {"NAME": "two", "ANNOTATIONS": "a.csv", "LABEL_MAP": str(tmp_path / "two.pbtxt"), "VIDEOS": "v"}
+    data = ("DATASETS.REGISTER_AVA", str([entry]), "DATASETS.TRAIN", "['two']", "DATASETS.TEST", "['two']")
+    try:
+        assert config_of("slowfast_motions", data).MODEL.ACTION_HEAD.NUM_CLASSES == 2
+    finally:
+        DatasetCatalog.remove("two")
+        MetadataCatalog.remove("two")
 
 
 def test_table_lists_every_config_with_what_its_file_says():
