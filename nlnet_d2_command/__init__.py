@@ -61,6 +61,6 @@ def _usage() -> str:
     rows = "\n".join(f"  {command:14} {text}" for command, text in COMMANDS.items())
     return (
         "usage: nlnet-d2 COMMAND [ARGUMENTS]\n\nDetection, segmentation, pose and actions, on Detectron2.\n\n"
-        f"{rows}\n\nnlnet-d2 COMMAND --help says more. Exit codes: 0 done, 2 usage or config, 3 data or "
-        "checkpoint,\n4 the loss is not finite, 130 and 143 signals."
+        f"{rows}\n\nnlnet-d2 COMMAND --help says more. Exit codes: 0 done, 2 usage or config, 3 data, "
+        "checkpoint or disk,\n4 the loss is not finite, 130 and 143 signals."
     )

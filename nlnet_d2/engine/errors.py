@@ -25,7 +25,8 @@ class Diverged(FloatingPointError):
         self.batch = batch
 
 
-EXIT_CODES = {ConfigError: 2, DataError: 3, CheckpointError: 3, FloatingPointError: 4}
+# An OSError: the disk is full, or a place cannot be written to.
+EXIT_CODES = {ConfigError: 2, DataError: 3, CheckpointError: 3, OSError: 3, FloatingPointError: 4}
 
 
 def exit_code(function: Callable, *args) -> int:
@@ -38,6 +39,8 @@ def exit_code(function: Callable, *args) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 128 + signal.SIGINT
+    except BrokenPipeError:  # of who reads the output, for nlnet_d2_command
+        raise
     except tuple(EXIT_CODES) as error:
         sys.stderr.write(f"error: {error}\n")
         return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))

@@ -1,5 +1,8 @@
 """What a mistake is answered with: the exit code, the key, and the remedy. No traceback."""
 
+import pickle
+
+import numpy as np
 import pytest
 import torch
 from tiny_run import CONFIG, arguments
@@ -37,6 +40,15 @@ BLOCK = "[{'NAME': 'NonLocl', 'AT': {'res4': [-2]}}]"
 def test_wrong_option(nlnet, tiny_data, tmp_path, options, message):
     code, _, err = nlnet("train", *arguments(tiny_data, tmp_path, *options))
     assert code == 2 and message in err and "\nerror: " in f"\n{err}" and "Traceback" not in err
+
+
+@pytest.mark.parametrize("place", ["/dev/full", "."])
+def test_what_cannot_be_written(nlnet, tmp_path, place):
+    """A full disk, and a folder where a file is to be."""
+    with open(tmp_path / "people.pkl", "wb") as file:
+        pickle.dump({"video,0902": np.zeros((1, 5), np.float32)}, file)
+    code, _, err = nlnet("prepare-ava", "--convert-boxes", tmp_path / "people.pkl", place)
+    assert code == 3 and err.startswith("error: [Errno ") and "Traceback" not in err
 
 
 @pytest.mark.parametrize("command", ["train", "eval", "analyze"])
