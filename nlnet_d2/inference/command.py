@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import signal
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
@@ -55,8 +56,14 @@ def main(argv: Sequence[str] | None = None, description: str | None = None) -> i
     args = argument_parser(description).parse_args(argv)
     logging.basicConfig(format="%(levelname)s: %(message)s")
     logging.getLogger("nlnet_d2.inference").setLevel(logging.INFO)
+    signal.signal(signal.SIGTERM, _leave)
     with logging_redirect_tqdm():
         return exit_code(run, args)
+
+
+def _leave(number: int, frame) -> None:
+    """End as by Ctrl-C: the files that are being written are finished."""
+    raise SystemExit(128 + number)
 
 
 def run(args: argparse.Namespace) -> None:

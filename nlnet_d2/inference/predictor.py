@@ -241,7 +241,11 @@ class ActionPredictor:
                 count, people = count + 1, people + len(instances)
                 yield Prediction(source, clip.key.second, clip.image, instances)
         if not people and source not in failures.reasons:
-            logger.warning("%s: nobody was found on its %d key frames", source.name, count)
+            key = "MODEL.PEOPLE.SCORE_THRESH" if self.people is None else "INPUT.CLIP.PERSON_SCORE_TEST"
+            logger.warning(
+                "%s: nobody was found on its %d key frames; %s says which score a person must have",
+                *(source.name, count, key),
+            )
 
     def _clips(self, source: Source, failures: Failures) -> Iterator[Clip]:
         size = ResizeShorterSide(self.clip.SIZE_TEST, self.clip.SIZE_TEST)

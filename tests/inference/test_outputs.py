@@ -2,6 +2,8 @@
 
 import gc
 import json
+import os
+import signal
 
 import av
 import numpy as np
@@ -20,6 +22,7 @@ from nlnet_d2.data.datasets.ava_files import read_ava_csv
 from nlnet_d2.data.datasets.label_map import LabelMap
 from nlnet_d2.data.errors import DataError
 from nlnet_d2.engine.errors import ConfigError
+from nlnet_d2.inference import command
 from nlnet_d2.inference.drawing import PERSON_COLOUR, ActionOverlay, Drawing, draw_objects, enlargement
 from nlnet_d2.inference.outputs import plan_outputs, write_actions, write_objects
 from nlnet_d2.inference.predictor import Prediction
@@ -304,4 +307,24 @@ def test_an_interrupted_run_leaves_files_that_can_be_read(tmp_path):
     (result,) = json.loads(outputs.results.read_text())
     assert (result["file_name"], result["second"]) == ("a.mp4", 0.0)
     with av.open(str(tmp_path / "out.mp4")) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 1
+
+
+def test_a_terminated_run_finishes_its_files(tmp_path, monkeypatch):
+    """SIGTERM, of cluster schedulers and ``kill``, ends Python where it stands if nobody asks it not to."""
+
+    def run(args):
+        with VideoWriter(args.output) as video:
+            video.write(0.0, grey())
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(command, "run", run)
+    path = str(tmp_path / "out.mp4")
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with pytest.raises(SystemExit, match="143"):
+            command.main(["--config-file", "c.yaml", "--input", "a.mp4", "--output", path])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    with av.open(path) as container:
         assert sum(1 for _ in container.decode(video=0)) == 1
