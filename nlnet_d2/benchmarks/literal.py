@@ -14,7 +14,6 @@ from nlnet_d2.blocks.nonlocal_ import NonLocal
 from nlnet_d2.layers.position_embedding import resize_positions
 from nlnet_d2.layers.products import use_onednn
 from nlnet_d2.layers.relative_position import relative_positions
-from nlnet_d2.layers.windows import window_partition, window_unpartition
 
 
 def non_local(block: NonLocal, x: torch.Tensor) -> torch.Tensor:
@@ -46,6 +45,20 @@ def attention(q, k, v, table_h, table_w, q_hw, k_hw) -> torch.Tensor:
     return logits.flatten(4).flatten(2, 3).softmax(-1) @ v
 
 
+def cut(x: torch.Tensor, size: int) -> torch.Tensor:
+    """Windows of a map padded with zeros (arXiv 2203.16527, 3): (N, H, W, C) -> (N', size, size, C)."""
+    x = F.pad(x, (0, 0, 0, -x.shape[2] % size, 0, -x.shape[1] % size))
+    x = x.unflatten(2, (-1, size)).unflatten(1, (-1, size))  # (N, rows, size, columns, size, C)
+    return x.transpose(2, 3).flatten(0, 2)
+
+
+def paste(windows: torch.Tensor, hw: tuple[int, int]) -> torch.Tensor:
+    """The map (N, H, W, C) of ``cut``, without the padding."""
+    rows, columns = (-(-side // windows.shape[1]) for side in hw)
+    x = windows.unflatten(0, (-1, rows, columns)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    return x[:, : hw[0], : hw[1]]
+
+
 @use_onednn(False)
 def vit(net: ViT, image: torch.Tensor) -> torch.Tensor:
     """arXiv 2203.16527, section 3: (N, 3, H, W) -> (N, C, H / patch, W / patch)."""
@@ -54,9 +67,9 @@ def vit(net: ViT, image: torch.Tensor) -> torch.Tensor:
     for block in net.blocks:
         windows = block.norm1(x)
         if block.window:
-            windows = window_partition(windows, block.window)
+            windows = cut(windows, block.window)
         windows = _vit_attention(block.attn, windows)
-        x = x + (window_unpartition(windows, x.shape[1:3]) if block.window else windows)
+        x = x + (paste(windows, x.shape[1:3]) if block.window else windows)
         x = x + block.mlp(block.norm2(x))
     return x.permute(0, 3, 1, 2)
 
@@ -102,11 +115,11 @@ def _pooling_attention(attn: PoolingAttention, x: torch.Tensor) -> torch.Tensor:
     residual, map_hw = maps[0], maps[0].shape[1:3]
     if shape.window:
         sizes = [shape.window // stride for stride in (shape.stride_q, shape.stride_kv, shape.stride_kv)]
-        maps = [window_partition(m, size) for m, size in zip(maps, sizes, strict=True)]
+        maps = [cut(m, size) for m, size in zip(maps, sizes, strict=True)]
     q_hw, k_hw = maps[0].shape[1:3], maps[1].shape[1:3]
     q, k, v = (m.flatten(1, 2).unsqueeze(1) for m in maps)
     y = attention(q, k, v, attn.rel_pos_h, attn.rel_pos_w, q_hw, k_hw).squeeze(1).unflatten(1, q_hw)
     if shape.window:
-        y = window_unpartition(y, map_hw)
+        y = paste(y, map_hw)
     y = (y + residual).unflatten(0, (count, -1)).permute(0, 2, 3, 1, 4).flatten(3)
     return attn.proj(y)

@@ -2,8 +2,9 @@
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from nlnet_d2.layers.products import GeluLinear, Linear
+from nlnet_d2.layers.products import Linear
 
 
 class Mlp(nn.Module):
@@ -12,10 +13,14 @@ class Mlp(nn.Module):
     def __init__(self, dim: int, out_dim: int):
         super().__init__()
         self.fc1 = Linear(dim, 4 * dim)
-        self.fc2 = GeluLinear(4 * dim, out_dim)
+        self.fc2 = Linear(4 * dim, out_dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.fc1(x))
+        if not type(self.fc1) is type(self.fc2) is Linear:  # an adapter or a quantised layer took the place
+            return self.fc2(F.gelu(self.fc1(x)))
+        if torch.is_grad_enabled():
+            return self.fc2(self.fc1(x), gelu="before")
+        return self.fc2(self.fc1(x, gelu="after"))
 
 
 def init_linear(module: nn.Module) -> None:

@@ -43,10 +43,15 @@ def prefers_onednn(x: torch.Tensor) -> bool:
     return _is_faster() if _onednn.forced is None else _onednn.forced
 
 
-def product(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """a bT + bias by oneDNN, without gradients: (..., K), (N, K), (N,) -> (..., N)."""
+def product(
+    a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None = None, then: str = "none"
+) -> torch.Tensor:
+    """a bT + bias by oneDNN, without gradients: (..., K), (N, K), (N,) -> (..., N).
+
+    ``then``: a function of the result on the way to memory, "none" or "gelu".
+    """
     a = plain(a) if a.ndim == 2 else a.contiguous()
-    return torch.ops.mkldnn._linear_pointwise(a, plain(b), bias, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise(a, plain(b), bias, then, [None], "none")
 
 
 def plain(matrices: torch.Tensor) -> torch.Tensor:
@@ -85,26 +90,24 @@ class _Linear(torch.autograd.Function):
 
 
 def linear(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, gelu: bool = False
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, gelu: str = ""
 ) -> torch.Tensor:
-    """``F.linear`` of x or GELU(x) by the faster library: x (..., K), weight (N, K), bias (N,) -> (..., N).
+    """``F.linear`` by the faster library: x (..., K), weight (N, K), bias (N,) -> (..., N).
 
-    That library's backward pass forms GELU(x) again: keeping it takes an eighth of ViT's memory.
+    ``gelu``: "before", of GELU(x), which the backward pass forms again, since to keep it takes an eighth of
+    ViT's memory; or "after", GELU of the result, which without gradients costs nothing.
     """
-    if prefers_onednn(x):
-        return _Linear.apply(x, weight, bias, gelu)
-    return F.linear(F.gelu(x) if gelu else x, weight, bias)
+    if not prefers_onednn(x):
+        x = F.linear(F.gelu(x) if gelu == "before" else x, weight, bias)
+    elif gelu == "after" and not torch.is_grad_enabled():
+        return product(x, weight, bias, "gelu")
+    else:
+        x = _Linear.apply(x, weight, bias, gelu == "before")
+    return F.gelu(x) if gelu == "after" else x
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` by the faster library."""
+    """``nn.Linear`` by ``linear``."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return linear(x, self.weight, self.bias)
-
-
-class GeluLinear(nn.Linear):
-    """``Linear`` of GELU(x)."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return linear(x, self.weight, self.bias, gelu=True)
+    def forward(self, x: torch.Tensor, gelu: str = "") -> torch.Tensor:
+        return linear(x, self.weight, self.bias, gelu)

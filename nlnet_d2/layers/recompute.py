@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint, noop_context_fn
+from torch.utils.checkpoint import checkpoint
 
 
 def recomputed(block: nn.Module, x: torch.Tensor, forward: Callable | None = None) -> torch.Tensor:
@@ -23,8 +23,8 @@ def recomputed(block: nn.Module, x: torch.Tensor, forward: Callable | None = Non
     if not torch.is_grad_enabled():
         return forward(x)
     moving = [m for m in block.modules() if isinstance(m, _BatchNorm)]
-    contexts = partial(_contexts, moving) if moving else noop_context_fn  # the latter can be compiled
-    return checkpoint(forward, x, use_reentrant=False, context_fn=contexts)
+    contexts = {"context_fn": partial(_contexts, moving)} if moving else {}
+    return checkpoint(forward, x, use_reentrant=False, **contexts)
 
 
 def _contexts(norms: list[nn.Module]) -> tuple:

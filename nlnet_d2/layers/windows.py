@@ -15,14 +15,16 @@ def window_partition(x: torch.Tensor, size: int, padding: torch.Tensor | None = 
     Returns:
         (N * ceil(H / size) * ceil(W / size), size, size, C)
     """
-    height, width, channels = x.shape[1:]
+    count, height, width, channels = x.shape
     below, right = -height % size, -width % size
-    if (below or right) and padding is None:
-        x = F.pad(x, (0, 0, 0, right, 0, below))
-    elif below or right:
-        x = torch.cat((x, padding.expand(len(x), height, right, -1)), 2)
-        x = torch.cat((x, padding.expand(len(x), below, width + right, -1)), 1)
-    x = x.view(-1, (height + below) // size, size, (width + right) // size, size, channels)
+    if below or right:
+        # Gathered out of the padding, row 0, and all positions: half as many passes as to pad, then to cut.
+        padding = x.new_zeros(channels) if padding is None else padding
+        rows = torch.cat((padding[None], x.flatten(0, 2)))
+        numbers = torch.arange(1, count * height * width + 1, device=x.device).view(count, height, width, 1)
+        numbers = window_partition(F.pad(numbers, (0, 0, 0, right, 0, below)), size)
+        return F.embedding(numbers.squeeze(3), rows)
+    x = x.view(-1, height // size, size, width // size, size, channels)
     return x.transpose(2, 3).reshape(-1, size, size, channels)
 
 
@@ -32,8 +34,10 @@ def window_unpartition(windows: torch.Tensor, hw: tuple[int, int]) -> torch.Tens
     Args:
         hw: height and width of the map before it was cut.
     """
-    (height, width), (size, channels) = hw, windows.shape[2:]
+    (height, width), size = hw, windows.shape[1]
     # No negative number is divided: ONNX rounds towards zero.
     rows, columns = (height + size - 1) // size, (width + size - 1) // size
-    x = windows.view(-1, rows, columns, size, size, channels).transpose(2, 3)
-    return x.reshape(-1, rows * size, columns * size, channels)[:, :height, :width]
+    numbers = torch.arange(windows.shape[:3].numel(), device=windows.device)
+    numbers = numbers.view(-1, rows, columns, size, size).transpose(2, 3)
+    numbers = numbers.reshape(-1, rows * size, columns * size)[:, :height, :width]
+    return F.embedding(numbers, windows.flatten(0, 2))

@@ -8,7 +8,6 @@ from nlnet_d2.layers import attention, products
 from nlnet_d2.layers.attention import attend
 from nlnet_d2.layers.mlp import Mlp
 from nlnet_d2.layers.products import (
-    GeluLinear,
     Linear,
     batched_product,
     linear,
@@ -20,23 +19,37 @@ from nlnet_d2.layers.products import (
 
 @pytest.mark.parametrize("shape", [(7, 5), (2, 3, 5), (1, 2, 3, 5)])
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("kind", [Linear, GeluLinear])
-def test_linear(shape, bias, kind):
-    layer, x = kind(5, 4, bias=bias), torch.randn(shape, requires_grad=True)
+@pytest.mark.parametrize("gelu", ["", "before", "after"])
+def test_linear(shape, bias, gelu):
+    layer, x = Linear(5, 4, bias=bias), torch.randn(shape, requires_grad=True)
     results = []
     for flag in (False, True):
         with use_onednn(flag):
-            out = layer(x)
+            out = layer(x, gelu)
         results.append((out, *torch.autograd.grad(out.square().sum(), [x, *layer.parameters()])))
     for got, expected in zip(*results, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_gelu_linear_is_linear_of_gelu():
-    layer, x = GeluLinear(5, 4), torch.randn(3, 5)
+def test_gelu_before_and_after():
+    layer, x = Linear(5, 4), torch.randn(3, 5)
     for flag in (False, True):
-        with use_onednn(flag):
-            torch.testing.assert_close(layer(x), F.linear(F.gelu(x), layer.weight, layer.bias))
+        for grad in (False, True):
+            with use_onednn(flag), torch.set_grad_enabled(grad):
+                before, after = layer(x, "before"), layer(x, "after")
+            torch.testing.assert_close(before, F.linear(F.gelu(x), layer.weight, layer.bias))
+            torch.testing.assert_close(after, F.gelu(F.linear(x, layer.weight, layer.bias)))
+
+
+def test_perceptron_with_a_layer_in_the_place_of_its_own():
+    """One that knows nothing of GELU, as adapters put there."""
+    mlp, x = Mlp(6, 4), torch.randn(5, 6)
+    expected = F.linear(F.gelu(F.linear(x, mlp.fc1.weight, mlp.fc1.bias)), mlp.fc2.weight, mlp.fc2.bias)
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            torch.testing.assert_close(mlp(x), expected)
+    mlp.fc2 = torch.nn.Sequential(mlp.fc2)
+    torch.testing.assert_close(mlp(x), expected)
 
 
 def test_gelu_is_not_kept():

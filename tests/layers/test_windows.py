@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from nlnet_d2.benchmarks import literal
 from nlnet_d2.layers.windows import window_partition, window_unpartition
 
 
@@ -20,3 +21,23 @@ def test_order_and_padding():
     assert windows[0, ..., 0].tolist() == [[1, 2, 3], [6, 7, 8], [11, 12, 13]]
     assert windows[1, ..., 0].tolist() == [[4, 5, 0], [9, 10, 0], [14, 15, 0]]
     assert windows[2, 0, 0, 0] == 16
+
+
+@pytest.mark.parametrize("hw", [(8, 5), (7, 4), (3, 9)])
+def test_gradients_are_those_of_the_literal_form(hw):
+    """Of the padding too, which may be learnt."""
+    x, padding = torch.randn(2, *hw, 3, requires_grad=True), torch.randn(3, requires_grad=True)
+    windows = window_partition(x, 4, padding)
+    inside = literal.cut(torch.ones(2, *hw, 1), 4)
+    expected = literal.cut(x, 4) + (1 - inside) * padding
+    assert torch.equal(windows, expected)
+    weights = torch.randn_like(windows)
+    got, wanted = (torch.autograd.grad((w * weights).sum(), (x, padding)) for w in (windows, expected))
+    torch.testing.assert_close(got, wanted)
+
+    windows = torch.randn_like(windows, requires_grad=True)
+    got, wanted = (function(windows, hw) for function in (window_unpartition, literal.paste))
+    assert torch.equal(got, wanted)
+    weights = torch.randn_like(got)
+    got, wanted = (torch.autograd.grad((m * weights).sum(), windows)[0] for m in (got, wanted))
+    assert torch.equal(got, wanted)
