@@ -241,11 +241,8 @@ class ActionPredictor:
                 count, people = count + 1, people + len(instances)
                 yield Prediction(source, clip.key.second, clip.image, instances)
         if not people and source not in failures.reasons:
-            key = "MODEL.PEOPLE.SCORE_THRESH" if self.people is None else "INPUT.CLIP.PERSON_SCORE_TEST"
-            logger.warning(
-                "%s: nobody was found on its %d key frames; %s says which score a person must have",
-                *(source.name, count, key),
-            )
+            hint = "; people of a CSV count from INPUT.CLIP.PERSON_SCORE_TEST on" if self.people else ""
+            logger.warning("%s: nobody was found on its %d key frames%s", source.name, count, hint)
 
     def _clips(self, source: Source, failures: Failures) -> Iterator[Clip]:
         size = ResizeShorterSide(self.clip.SIZE_TEST, self.clip.SIZE_TEST)

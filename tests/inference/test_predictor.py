@@ -167,7 +167,7 @@ def test_a_network_on_key_frames_without_people(film, tmp_path, action_weights, 
     with caplog.at_level(logging.WARNING):
         found = list(nlnet_d2.predict(cfg, film, boxes=csv))
     assert [x.scores.shape for x in found] == [(0, CLASSES)] * 2
-    assert "film.mp4: nobody was found on its 2 key frames; INPUT.CLIP.PERSON_SCORE_TEST says" in caplog.text
+    assert "film.mp4: nobody was found on its 2 key frames; people of a CSV count from INPUT" in caplog.text
 
 
 def test_a_model_that_finds_the_people(film, weights_of):
