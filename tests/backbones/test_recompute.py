@@ -85,6 +85,30 @@ def test_nothing_changes_without_gradients(networks):
 
 
 @pytest.mark.parametrize(
+    "build, options",
+    [
+        (ViT, VIT | {"drop_path_rate": 0.0}),
+        (MViT, NETWORKS["mvit"][1] | {"drop_path_rate": 0.0}),
+        (ContextResNet, {"depth": 18, "norm": "GN"}),
+        (ContextResNet, {"depth": 18, "norm": "BN"}),
+    ],
+)
+def test_can_be_compiled(build, options):
+    """With norms that keep statistics, which count once, and without."""
+    torch.manual_seed(0)
+    net = build(**options, use_act_checkpoint=True)
+    compiled, x = copy.deepcopy(net), torch.randn(IMAGE, requires_grad=True)
+    gradients = []
+    for forward in (net, torch.compile(compiled, backend="aot_eager")):
+        loss = sum(v[:, 0].square().mean() for v in forward(x).values())
+        gradients += torch.autograd.grad(loss, x)
+    expected, got = (gradient / gradients[0].abs().max() for gradient in gradients)
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
+    for (name, expected), got in zip(net.named_buffers(), compiled.buffers(), strict=True):
+        torch.testing.assert_close(got, expected, msg=name)
+
+
+@pytest.mark.parametrize(
     "name, blocks",
     [
         ("build_vit_simple_pyramid_backbone", ViT),
