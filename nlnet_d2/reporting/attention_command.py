@@ -17,6 +17,7 @@ from torch import nn
 from nlnet_d2.analysis.attention_maps import attention_modules
 from nlnet_d2.analysis.attention_pictures import draw_view, strongest_positions
 from nlnet_d2.analysis.attention_views import View, what_is_not_drawn
+from nlnet_d2.config.zoo import find_config
 from nlnet_d2.engine.errors import ConfigError
 from nlnet_d2.inference.config import predict_config
 from nlnet_d2.inference.predictor import takes_clips, trained_model
@@ -68,9 +69,12 @@ def run(args: argparse.Namespace) -> list[Path]:
         CheckpointError: the weights do not fit.
     """
     config = args.config_file or str(Path(args.weights).with_name(CONFIG))
-    if not Path(config).is_file():
-        raise ConfigError(f"there is no config {config}: name that of the training with --config-file")
-    cfg = predict_config(config, [*here(), "MODEL.WEIGHTS", args.weights, *args.opts])
+    try:
+        path = str(find_config(config))
+    except FileNotFoundError as error:
+        remedy = "name that of the training with --config-file"
+        raise ConfigError(f"there is no config {config}: {remedy}") from error
+    cfg = predict_config(path, [*here(), "MODEL.WEIGHTS", args.weights, *args.opts])
     scene = read_scene(cfg, args.input, args.second)
     model, points = _model_and_points(cfg, scene, args)
     view = _chosen(view_scene(model, scene, points), args.blocks)

@@ -159,6 +159,13 @@ def test_mistakes(resnet, picture, tmp_path, capsys, flags, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_recipes_go_by_name(resnet, picture, tmp_path, capsys):
+    """The recipe is found: it is the weights that do not fit it."""
+    flags = ("--config-file", "mask_rcnn_vitdet_shapes", "--point", "1", "1")
+    assert draw(resnet, picture, tmp_path / "out", *flags) == 3
+    assert "model_final.pth" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("flags", [(), ("--point", "1", "1")])
 def test_a_model_without_attention(output_dir, picture, tmp_path, capsys, flags):
     folder = output_dir(TINY_RESNET + "MODEL: {CONTEXT: {BLOCKS: []}}\n")
