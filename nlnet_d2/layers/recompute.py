@@ -23,7 +23,7 @@ def recomputed(block: nn.Module, x: torch.Tensor, forward: Callable | None = Non
     if not torch.is_grad_enabled():
         return forward(x)
     moving = [m for m in block.modules() if isinstance(m, _BatchNorm)]
-    contexts = {"context_fn": partial(_contexts, moving)} if moving else {}  # PyTorch's own cannot be compiled
+    contexts = {"context_fn": partial(_contexts, moving)} if moving else {}  # its default cannot be compiled
     return checkpoint(forward, x, use_reentrant=False, **contexts)
 
 
