@@ -227,11 +227,17 @@ def place_in_stages(
 
 def resnet_fpn(cfg, bottom_up: ResNet) -> FPN:
     """Detectron2's FPN (arXiv 1612.03144) on ``bottom_up``: maps p2 ... p6, or fewer."""
+    in_features, maps = cfg.MODEL.FPN.IN_FEATURES, list(bottom_up.output_shape())
+    if not in_features or not set(in_features) <= set(maps):
+        raise ValueError(
+            f"MODEL.FPN.IN_FEATURES {in_features} does not name maps of the backbone, {maps}: set it and "
+            "MODEL.RESNETS.OUT_FEATURES, for example both to [res2, res3, res4, res5]"
+        )
     top_block = LastLevelMaxPool()
-    top_block.in_feature = cfg.MODEL.FPN.IN_FEATURES[-1].replace("res", "p")  # stock: p5, whatever there is
+    top_block.in_feature = in_features[-1].replace("res", "p")  # stock: p5, whatever there is
     return FPN(
         bottom_up=bottom_up,
-        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        in_features=in_features,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=norm_argument(cfg.MODEL.FPN.NORM),
         top_block=top_block,

@@ -180,6 +180,10 @@ def build_vit_simple_pyramid_backbone(cfg, input_shape: ShapeSpec) -> SimpleFeat
 def build_vit_fpn_backbone(cfg, input_shape: ShapeSpec) -> SquarePadFPN:
     """FPN on four maps of a ViT (arXiv 2111.11429); config keys as ``build_vit_simple_pyramid_backbone``."""
     depth = cfg.MODEL.VIT.DEPTH
+    if depth < len(SCALES):
+        raise ValueError(
+            f"MODEL.VIT.DEPTH {depth}: the pyramid has a map from each quarter of the blocks: 4 or more"
+        )
     taps = [depth * quarter // 4 - 1 for quarter in (1, 2, 3)]
     net = ViT(cfg, input_shape, out_block_indexes=taps)
     return fpn_from_config(cfg, ViTStages(net, in_features=[f"block{i}" for i in taps] + [LAST]))

@@ -71,6 +71,10 @@ def parse_spec(entry: Mapping, key: str = KEY) -> BlockSpec:
     Raises:
         ValueError: a block, position or option that does not exist, or a missing NAME or AT; says which.
     """
+    if not isinstance(entry, Mapping):
+        raise ValueError(
+            f"{key}: an entry is a map, such as {{NAME: NonLocal, AT: {{res4: [-2]}}}}; got {entry!r}"
+        )
     options = {field.lower(): value for field, value in entry.items()}
     missing = {"name", "at"} - set(options)
     if missing:

@@ -283,6 +283,18 @@ def test_bad_input(options, message):
         ContextResNet(**options)
 
 
+@pytest.mark.parametrize("name", ["build_context_resnet_fpn_backbone", "build_resnet_v2_fpn_backbone"])
+@pytest.mark.parametrize("in_features", [[], ["res1", "res2"]])
+def test_a_pyramid_on_maps_that_are_not_there(name, in_features):
+    """Detectron2's default is an empty list."""
+    cfg = config(NORM="GN")
+    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.FPN.IN_FEATURES = name, in_features
+    with pytest.raises(
+        ValueError, match=r"MODEL.FPN.IN_FEATURES \[.*\] does not .*MODEL.RESNETS.OUT_FEATURES"
+    ):
+        build_backbone(cfg)
+
+
 def test_gn_that_does_not_divide_the_fpn_is_named():
     cfg = config()
     cfg.MODEL.FPN.IN_FEATURES, cfg.MODEL.FPN.NORM = cfg.MODEL.RESNETS.OUT_FEATURES, "GN"

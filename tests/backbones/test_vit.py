@@ -280,6 +280,14 @@ def test_a_pyramid_needs_powers_of_two():
         SimpleFeaturePyramid(net)
 
 
+def test_a_pyramid_on_quarters_needs_four_blocks():
+    cfg = get_cfg()
+    add_nlnet_config(cfg)
+    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.VIT.DEPTH = "build_vit_fpn_backbone", 3
+    with pytest.raises(ValueError, match="MODEL.VIT.DEPTH 3: .* each quarter of the blocks: 4 or more"):
+        build_backbone(cfg, ShapeSpec(channels=3))
+
+
 def test_unknown_scale():
     with pytest.raises(ValueError, match="scale factor 8 of the pyramid is not one of"):
         rescale(64, 8, "")

@@ -110,6 +110,7 @@ def test_places_keep_the_order_of_the_list():
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
+        ("NonLocal", "an entry is a map, such as {NAME: NonLocal, .*; got 'NonLocal'"),
         ({"AT": {"res4": [0]}}, "lacks NAME"),
         ({"NAME": "NonLocal"}, "lacks AT"),
         ({"NAME": "NonLocl", "AT": {}}, "no block is named 'NonLocl'; did you mean NonLocal"),
