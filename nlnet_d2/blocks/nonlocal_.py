@@ -19,6 +19,7 @@ from nlnet_d2.layers.attention_rows import flat_cells
 from nlnet_d2.layers.norm import get_norm, is_constant
 from nlnet_d2.layers.switch import Switch
 
+CONVS = (nn.Conv2d, nn.Conv3d)
 MODES = ("embedded_gaussian", "gaussian", "dot_product", "concatenation")
 
 # Orders of multiplication of the dot product: (theta phi^T) g; theta (phi^T g); or, since theta, phi and g
@@ -63,20 +64,31 @@ class _Moments(torch.autograd.Function):
         return torch.baddbmm(d_sum, d_squares + d_squares.mT, x)
 
 
-def _matrix(conv: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight and bias of a convolution of one position: (C', C) and (C', 1)."""
-    return conv.weight.flatten(1), conv.bias[:, None]
+def _matrix(conv: nn.Module, norm: nn.Module | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight and bias, (C', C) and (C', 1), of a convolution of one position and a constant norm after it."""
+    weight, bias = conv.weight.flatten(1), conv.bias
+    if is_constant(norm):
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        weight, bias = scale[:, None] * weight, scale * (bias - norm.running_mean) + norm.bias
+    return weight, bias[:, None]
 
 
-def _product(conv: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """A convolution of one position, (N, C, ...) -> (N, C', ...), as a product: nothing is copied.
+def _must_be_called(conv: nn.Module, x: torch.Tensor) -> bool:
+    """Whether its weight may not stand for it: hooks and adapters in its place want to see ``x``, and on the
+    meta device the costs of modules are counted."""
+    return x.is_meta or type(conv) not in CONVS or bool(conv._forward_hooks or conv._forward_pre_hooks)
 
-    On the meta device, where the costs of modules are counted, the convolution itself.
-    """
-    if x.is_meta:
-        return conv(x)
-    weight, bias = _matrix(conv)
-    return torch.baddbmm(bias, weight.expand(x.shape[0], -1, -1), x.flatten(2)).unflatten(2, x.shape[2:])
+
+def _product(conv: nn.Module, x: torch.Tensor, norm: nn.Module | None = None) -> torch.Tensor:
+    """A convolution of one position and its norm, (N, C, ...) -> (N, C', ...), without a copy of x."""
+    called = _must_be_called(conv, x)
+    if called:
+        x = conv(x)
+    else:
+        weight, bias = _matrix(conv, norm)
+        x = torch.baddbmm(bias, weight.expand(x.shape[0], -1, -1), x.flatten(2)).unflatten(2, x.shape[2:])
+    done = norm is None or (is_constant(norm) and not called)
+    return x if done else norm(x)
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
@@ -156,14 +168,9 @@ class NonLocal(nn.Module):
         """x: (N, C, H, W) or (N, C, T, H, W) -> the same shape."""
         order = self._order(x)
         if self.mode == "dot_product" and order == "gram":
-            z = self._gram(x)
-        else:
-            y = self._aggregate(*self._project(x), order).transpose(1, 2)  # (N, C', P)
-            if x.is_meta:
-                return x + self.norm(self.out(y.unflatten(2, x.shape[2:])))
-            w_z, b_z = self._output_map()
-            z = torch.baddbmm(b_z, w_z.expand(x.shape[0], -1, -1), y).view_as(x)
-        return x + (z if is_constant(self.norm) else self.norm(z))
+            return x + self._gram(x)
+        y = self._aggregate(*self._project(x), order).transpose(1, 2)  # (N, C', P)
+        return x + _product(self.out, y.view(*y.shape[:2], *x.shape[2:]), self.norm)
 
     def attention(self, x: torch.Tensor) -> torch.Tensor:
         """The matrix f / C(x) that ``forward`` applies without forming it: (N, P queries, M keys)."""
@@ -181,31 +188,26 @@ class NonLocal(nn.Module):
         return rows.unflatten(2, self._subsample(x[:, :1]).shape[2:]).unsqueeze(2)
 
     def _order(self, x: torch.Tensor) -> str:
-        """See ``choose_order``; a maximum over phi(x) is not linear in x, so then there is no ``gram``."""
+        """See ``choose_order``; no ``gram`` of what is not a matrix: a maximum over phi(x), an adapter."""
         keys = math.prod(max(size // w, 1) for size, w in zip(x.shape[2:], self.window, strict=True))
         order = choose_order(x, keys, self.g.out_channels)
+        if order != "gram" or self.mode != "dot_product":
+            return order
         pooled_after = self.subsample_at == "after" and max(self.window) > 1
-        return "reassociated" if order == "gram" and pooled_after else order
+        called = any(_must_be_called(conv, x) for conv in (self.theta, self.phi, self.g, self.out))
+        return "reassociated" if pooled_after or called else order
 
     def _gram(self, x: torch.Tensor) -> torch.Tensor:
         """W_z y of the dot product, from the second moments of x: (N, C, H, W) -> (N, C, H, W)."""
         keys = (self._subsample(x) if self.subsample_at == "before" else x).flatten(2)  # (N, C, M)
         squares, sums = _Moments.apply(keys)
         (theta, b_theta), (phi, b_phi), (g, b_g) = map(_matrix, (self.theta, self.phi, self.g))
-        w_z, b_z = self._output_map()
+        w_z, b_z = _matrix(self.out, self.norm)
         g_x = g @ squares + b_g @ sums.mT  # the sum of g_j x_jT: (N, C', C)
         g_phi = g_x @ phi.t() + (g @ sums + keys.shape[2] * b_g) @ b_phi.t()  # of g_j phi_jT: (N, C', C')
         whole = w_z @ (g_phi / keys.shape[2])
-        return torch.baddbmm(whole @ b_theta + b_z, whole @ theta, x.flatten(2)).view_as(x)
-
-    def _output_map(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """W_z and its bias, (C, C') and (C, 1), which include the norm where that is constant."""
-        w_z, b_z = _matrix(self.out)
-        if not is_constant(self.norm):
-            return w_z, b_z
-        norm = self.norm
-        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        return scale[:, None] * w_z, (scale * (b_z[:, 0] - norm.running_mean) + norm.bias)[:, None]
+        z = torch.baddbmm(whole @ b_theta + b_z, whole @ theta, x.flatten(2)).view_as(x)
+        return z if is_constant(self.norm) else self.norm(z)
 
     def _project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """theta (N, P, C'), phi and g (N, M, C'), with M sub-sampled positions."""

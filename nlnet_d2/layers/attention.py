@@ -90,8 +90,7 @@ def _blocks_forward(q, k, v, rel_h, rel_w, kept: list[torch.Tensor] | None = Non
     q_rows, out_rows = (_grid(t, rel_h) for t in (q, out))
     for piece in _pieces(q_rows.shape, k.shape[2]):
         part = _map_of(piece, q_rows, k, rel_h, rel_w)
-        v_part = v[piece[:2]].flatten(0, 1)
-        out_rows[piece] = batched_product(part, v_part.transpose(1, 2)).view_as(out_rows[piece])
+        out_rows[piece] = batched_product(part, _keys(v, piece).mT).view_as(out_rows[piece])
         if kept is not None:
             kept.append(part)
     return out
@@ -115,10 +114,19 @@ def _pieces(shape: torch.Size, keys: int) -> Iterator[tuple[slice, slice, slice]
                 yield slice(n, n + maps), slice(head, head + heads), slice(y, y + rows)
 
 
+def _queries(t: torch.Tensor, piece: tuple) -> torch.Tensor:
+    """Of a tensor of the queries: (maps * heads, rows * qw, d)."""
+    return t[piece].flatten(2, 3).flatten(0, 1)
+
+
+def _keys(t: torch.Tensor, piece: tuple) -> torch.Tensor:
+    """Of a tensor of the keys: (maps * heads, ...); a view."""
+    return t[piece[:2]].flatten(0, 1)
+
+
 def _map_of(piece, q_rows, k, rel_h, rel_w) -> torch.Tensor:
     """The softmax over the keys for a piece: (maps * heads, rows * qw, Lk)."""
-    q_part = q_rows[piece].flatten(2, 3).flatten(0, 1) * k.shape[-1] ** -0.5
-    logits = batched_product(q_part, k[piece[:2]].flatten(0, 1))
+    logits = batched_product(_queries(q_rows, piece) * k.shape[-1] ** -0.5, _keys(k, piece))
     if rel_h is not None:
         grid = logits.view(*rel_h[piece].shape, rel_w.shape[-1])  # (maps, heads, rows, qw, kh, kw)
         grid += rel_h[piece].unsqueeze(-1)
@@ -149,16 +157,15 @@ class _Blocks(torch.autograd.Function):
         d_k, d_v = (t.new_zeros(t.mT.shape) for t in (k, v))  # transposed, the faster product
         for i, piece in enumerate(_pieces(q.shape, k.shape[2])):
             part = kept[i] if kept else _map_of(piece, q, k, rel_h, rel_w)
-            q_part, out_part, d_out_part = (t[piece].flatten(2, 3).flatten(0, 1) for t in (q, out, d_out))
-            k_part, v_part, d_k_part, d_v_part = (t[piece[:2]].flatten(0, 1) for t in (k, v, d_k, d_v))
-            _add_product(d_v_part, d_out_part, part)
-            d_logits = batched_product(d_out_part, v_part)
-            d_logits.sub_((d_out_part * out_part).sum(-1, keepdim=True)).mul_(part)
+            d_out_part = _queries(d_out, piece)
+            _add_product(_keys(d_v, piece), d_out_part, part)
+            d_logits = batched_product(d_out_part, _keys(v, piece))  # after the softmax; before it:
+            d_logits.sub_((d_out_part * _queries(out, piece)).sum(-1, keepdim=True)).mul_(part)
             if d_rel:
                 grid = d_logits.view(*rel_h[piece].shape, rel_w.shape[-1])  # (maps, heads, rows, qw, kh, kw)
                 d_rel[0][piece], d_rel[1][piece] = grid.sum(-1), grid.sum(-2)
-            _add_product(d_k_part, q_part * scale, d_logits)
-            d_q[piece] = batched_product(d_logits, k_part.mT).mul_(scale).view_as(d_q[piece])
+            _add_product(_keys(d_k, piece), _queries(q, piece) * scale, d_logits)
+            d_q[piece] = batched_product(d_logits, _keys(k, piece).mT).mul_(scale).view_as(d_q[piece])
             del part, d_logits  # or they would still be there when the next are formed
         return d_q.flatten(2, 3), d_k.mT, d_v.mT, *(d_rel or (None, None))
 

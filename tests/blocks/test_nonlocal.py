@@ -178,6 +178,26 @@ def test_every_norm_stands_after_w_z(norm, dim):
         assert torch.allclose(block(x), without) == (norm == "")
 
 
+@pytest.mark.parametrize(("mode", "order"), [("embedded_gaussian", None), ("dot_product", "gram")])
+def test_hooks_and_adapters_see_their_maps(mode, order):
+    """Where a convolution is watched or replaced, its weight does not stand for it."""
+    block, x = randomize(NonLocal(4, mode=mode)).eval(), torch.randn(2, 4, 3, 5)
+    with use_order(order) if order else nullcontext():
+        expected = block(x)
+        seen = []
+        for conv in (block.theta, block.phi, block.g, block.out):
+            conv.register_forward_hook(lambda conv, inputs, out: seen.append(out.shape))
+        torch.testing.assert_close(block(x), expected)
+        assert seen == [(2, 2, 3, 5)] * 3 + [(2, 4, 3, 5)]
+        for name in ("theta", "out"):
+            conv, closed = getattr(block, name), torch.nn.Dropout(1.0)  # nothing passes
+            setattr(block, name, torch.nn.Sequential(conv, closed))
+            assert not torch.allclose(block(x), expected)
+            closed.eval()
+            torch.testing.assert_close(block(x), expected)
+            setattr(block, name, conv)
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("subsample", [1, 2])
 def test_attention_is_what_forward_applies(mode, subsample):
