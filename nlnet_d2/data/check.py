@@ -148,6 +148,7 @@ def check_coco(
     findings += _repeated_ids(json_file, "annotation", annotations)
     findings = _judge_dropped(findings, len(annotations))
     if "annotations" in content:
+        findings += _text_ids(json_file, images, "warning" if train else "error")
         findings += _images_without_objects(json_file, images, annotations)
     join = os.path.join if outside else safe_join
     return findings + _image_findings(json_file, images.values(), image_root, join, decode)
@@ -207,6 +208,14 @@ def _repeated_ids(file: str, kind: str, records: list) -> Iterator[Finding]:
         if count > 1:
             got, remedy = f"{count} with this id", "give each its own id, or remove the copies"
             yield Finding(file, f"{kind} {id_}", "id", "a unique id", got, remedy, severity)
+
+
+def _text_ids(file: str, images: dict, severity: str) -> Iterator[Finding]:
+    """COCO's are numbers, and its evaluation takes nothing else."""
+    text = [id_ for id_ in images if isinstance(id_, str)]
+    if text:
+        remedy = f"number the images ({len(text)} have text for an id): they can be trained on, not scored"
+        yield Finding(file, f"image {text[0]}", "id", "an integer", repr(text[0]), remedy, severity)
 
 
 def _judge_dropped(findings: list[Finding], annotation_count: int) -> list[Finding]:

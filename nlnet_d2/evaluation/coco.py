@@ -123,14 +123,15 @@ def complete_annotations(coco: COCO, json_file: str) -> None:
 
     ``iscrowd`` becomes 0, ``area`` that of the mask or else of the box, ``num_keypoints`` the number of
     labelled keypoints. An annotation with id 0 would count as missed whatever is detected, since 0 means
-    "unmatched" in the protocol and all its implementations: ids are then counted from 1.
+    "unmatched" in the protocol and all its implementations, and so would one with text for an id in the
+    compiled one: ids are then counted from 1.
     """
     completed = Counter()
     for ann in coco.dataset["annotations"]:
         derived = _missing_values(coco, ann)
         ann.update(derived)
         completed.update(derived.keys())
-    if 0 in coco.anns:
+    if 0 in coco.anns or any(isinstance(id_, str) for id_ in coco.anns):
         for number, ann in enumerate(coco.dataset["annotations"], start=1):
             ann["id"] = number
         _create_index(coco)

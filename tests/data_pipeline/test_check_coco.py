@@ -179,6 +179,17 @@ def test_incomplete_image_record(own, key):
     assert problems == {key, "image_id"}, "annotations of the image dangle"
 
 
+@pytest.mark.parametrize(("train", "severity"), [(True, "warning"), (False, "error")])
+def test_images_with_text_for_an_id_cannot_be_scored(own, train, severity):
+    for record in own.content["images"]:
+        record["id"] = f"im{record['id']}"
+    for annotation in own.content["annotations"]:
+        annotation["image_id"] = f"im{annotation['image_id']}"
+    own.save()
+    finding = the_finding(own, train=train)
+    assert (finding.severity, finding.key) == (severity, "id")
+
+
 @pytest.mark.parametrize("kind", ["images", "categories"])
 def test_repeated_ids(own, kind):
     own.content[kind].append(own.content[kind][0])

@@ -285,10 +285,11 @@ def test_area_without_a_mask_is_that_of_the_box(register):
         assert ann["area"] == ann["bbox"][2] * ann["bbox"][3]
 
 
-def test_annotation_with_id_zero_can_be_found(register):
+@pytest.mark.parametrize("numbered", [int, "object {}".format], ids=["from 0", "text"])
+def test_annotations_with_other_ids_than_numbers_from_one_can_be_found(register, numbered):
     dataset, _ = scene()
     objects = [ann for ann in dataset["annotations"] if not ann["iscrowd"]]
-    dataset["annotations"] = [{**ann, "id": number} for number, ann in enumerate(objects)]
+    dataset["annotations"] = [{**ann, "id": numbered(number)} for number, ann in enumerate(objects)]
     perfect = [{**ann, "score": 0.5, "segmentation": ellipse(*ann["bbox"])} for ann in objects]
     evaluator = FastCOCOEvaluator(register(dataset), tasks=("bbox",))
     assert results(evaluator, dataset, perfect)["bbox"]["AP"] == pytest.approx(100)
