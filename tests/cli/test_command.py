@@ -29,6 +29,11 @@ def test_every_command_is_there_and_explains_itself(nlnet, command):
     assert code == 0 and f"usage: nlnet-d2 {command}" in out
 
 
+def test_a_long_example_stands_on_several_lines(nlnet):
+    _, out, _ = nlnet("evaluate-ava", "--help")
+    assert "--detections ava_detections.csv \\\n        --labelmap " in out
+
+
 def test_without_a_command_all_are_listed(nlnet):
     for arguments in ([], ["--help"]):
         code, out, _ = nlnet(*arguments)
