@@ -1,9 +1,8 @@
 """Plain vision transformer for detection (ViTDet, arXiv 2203.16527; ViT, arXiv 2010.11929).
 
 Names of parameters are Detectron2's, so its published weights fit. Different on purpose: no timm and no
-fairscale; images of any size; in window attention the queries, keys and values of padding tokens are not
-computed but known (the padding is zero, so they are the bias); the attention map is never formed
-(``layers/attention.py``).
+fairscale; images of any size; in window attention the queries, keys and values of padding are computed for
+one token; the attention map is never formed (``layers/attention.py``).
 """
 
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import Backbone
 from fvcore.nn.weight_init import c2_msra_fill
 from torch import nn
+from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
 from nlnet_d2.layers.attention import attend
@@ -27,7 +27,7 @@ from nlnet_d2.layers.position_embedding import resize_positions
 from nlnet_d2.layers.products import Linear
 from nlnet_d2.layers.recompute import recomputed
 from nlnet_d2.layers.relative_position import decomposed_bias
-from nlnet_d2.layers.windows import window_partition, window_unpartition
+from nlnet_d2.layers.windows import window_numbers, window_unpartition
 
 LAST = "last_feat"
 
@@ -72,9 +72,11 @@ class Attention(nn.Module):
 
     def _project(self, x: torch.Tensor, window: int) -> tuple:
         """What ``attend`` takes: q, k, v (N', heads, H' * W', C / heads) and positions; and (H', W')."""
-        qkv = self.qkv(x)
-        if window:  # the padding is zero before the projection, and the bias after it
-            qkv = window_partition(qkv, window, self.qkv.bias.to(qkv.dtype))
+        if window:  # one token of padding, zero before the projection, stands for all of it
+            qkv = self.qkv(F.pad(x.flatten(0, 2), (0, 0, 1, 0)))
+            qkv = F.embedding(window_numbers(x.shape[:3], window, x.device), qkv)
+        else:
+            qkv = self.qkv(x)
         hw = qkv.shape[1:3]
         parts = qkv.flatten(1, 2).unflatten(2, (3, self.num_heads, -1)).unbind(2)
         q, k, v = (part.transpose(1, 2) for part in parts)

@@ -154,28 +154,29 @@ class _Blocks(torch.autograd.Function):
         scale = k.shape[-1] ** -0.5
         d_q = torch.empty_like(q)
         d_rel = [torch.empty_like(t) for t in (rel_h, rel_w) if t is not None]
-        d_k, d_v = (t.new_zeros(t.mT.shape) for t in (k, v))  # transposed, the faster product
+        d_k, d_v = (t.new_empty(t.mT.shape) for t in (k, v))  # transposed, the faster product
         for i, piece in enumerate(_pieces(q.shape, k.shape[2])):
             part = kept[i] if kept else _map_of(piece, q, k, rel_h, rel_w)
-            d_out_part = _queries(d_out, piece)
-            _add_product(_keys(d_v, piece), d_out_part, part)
+            d_out_part, first = _queries(d_out, piece), piece[2].start == 0
+            _add_product(_keys(d_v, piece), d_out_part, part, first)
             d_logits = batched_product(d_out_part, _keys(v, piece))  # after the softmax; before it:
             d_logits.sub_((d_out_part * _queries(out, piece)).sum(-1, keepdim=True)).mul_(part)
             if d_rel:
                 grid = d_logits.view(*rel_h[piece].shape, rel_w.shape[-1])  # (maps, heads, rows, qw, kh, kw)
                 d_rel[0][piece], d_rel[1][piece] = grid.sum(-1), grid.sum(-2)
-            _add_product(_keys(d_k, piece), _queries(q, piece) * scale, d_logits)
+            _add_product(_keys(d_k, piece), _queries(q, piece) * scale, d_logits, first)
             d_q[piece] = batched_product(d_logits, _keys(k, piece).mT).mul_(scale).view_as(d_q[piece])
             del part, d_logits  # or they would still be there when the next are formed
         return d_q.flatten(2, 3), d_k.mT, d_v.mT, *(d_rel or (None, None))
 
 
-def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
-    """total += aT b for each of a batch: (B, M, N), (B, K, M), (B, K, N)."""
+def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor, first: bool) -> None:
+    """total += aT b, or = for the ``first``, for each of a batch: (B, M, N), (B, K, M), (B, K, N)."""
     if len(a) == 1 and a.shape[2] < WIDE and prefers_onednn(a):  # it cannot add: a sum is a pass more
-        total[0] += product(a[0].t().contiguous(), b[0].t())
+        add = total.copy_ if first else total.add_
+        add(product(a[0].t().contiguous(), b[0].t()))
     else:
-        total.baddbmm_(a.mT, b)
+        total.baddbmm_(a.mT, b, beta=0 if first else 1)
 
 
 IMPLEMENTATIONS = {f.__name__: f for f in (explicit, blocks, augmented)}

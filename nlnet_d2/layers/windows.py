@@ -4,28 +4,28 @@ import torch
 from torch.nn import functional as F
 
 
-def window_partition(x: torch.Tensor, size: int, padding: torch.Tensor | None = None) -> torch.Tensor:
-    """Cut a map into windows, row by row; where they do not fit, the map is padded at the right and bottom.
+def window_numbers(shape: torch.Size, size: int, device: torch.device) -> torch.Tensor:
+    """Cut maps into windows, row by row; where they do not fit, at the right and bottom, there is padding.
 
     Args:
-        x: (N, H, W, C).
+        shape: (N, H, W).
         size: side of a window.
-        padding: (C,), what the added positions hold; None for zeros.
 
     Returns:
-        (N * ceil(H / size) * ceil(W / size), size, size, C)
+        (N * ceil(H / size) * ceil(W / size), size, size): which position stands there, counted from 1 through
+        all maps; 0 for padding. What is gathered by it is moved once, not padded and then cut.
     """
-    count, height, width, channels = x.shape
-    below, right = -height % size, -width % size
-    if below or right:
-        # Gathered out of the padding, row 0, and all positions: half as many passes as to pad, then to cut.
-        padding = x.new_zeros(channels) if padding is None else padding
-        rows = torch.cat((padding[None], x.flatten(0, 2)))
-        numbers = torch.arange(1, count * height * width + 1, device=x.device).view(count, height, width, 1)
-        numbers = window_partition(F.pad(numbers, (0, 0, 0, right, 0, below)), size)
-        return F.embedding(numbers.squeeze(3), rows)
-    x = x.view(-1, height // size, size, width // size, size, channels)
-    return x.transpose(2, 3).reshape(-1, size, size, channels)
+    count, height, width = shape
+    numbers = torch.arange(1, count * height * width + 1, device=device).view(count, height, width)
+    numbers = F.pad(numbers, (0, -width % size, 0, -height % size))
+    rows, columns = numbers.shape[1] // size, numbers.shape[2] // size
+    return numbers.view(-1, rows, size, columns, size).transpose(2, 3).reshape(-1, size, size)
+
+
+def window_partition(x: torch.Tensor, size: int) -> torch.Tensor:
+    """The windows of ``window_numbers`` of a map, padded with zeros: (N, H, W, C) -> (N', size, size, C)."""
+    rows = F.pad(x.flatten(0, 2), (0, 0, 1, 0))
+    return F.embedding(window_numbers(x.shape[:3], size, x.device), rows)
 
 
 def window_unpartition(windows: torch.Tensor, hw: tuple[int, int]) -> torch.Tensor:
