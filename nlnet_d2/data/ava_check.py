@@ -40,6 +40,9 @@ def check_ava(source: AvaSource, decode: bool = False) -> tuple[list[VideoSummar
     by_video: dict[str, list[dict]] = {}
     for record in load_ava(source, findings):
         by_video.setdefault(record["video_id"], []).append(record)
+    if not by_video and not findings:
+        remedy = "there is nothing to learn from or to score with: export again"
+        findings.append(Finding(source.annotations, "", "", "rows of key frames", "none", remedy))
     videos = []
     for name, records in tqdm(by_video.items(), "reading", disable=None, delay=2):
         video, key_frames = records[0]["video"], {record["key_frame"] for record in records}

@@ -68,6 +68,14 @@ def test_every_problem_of_every_video(source, tmp_path):
     assert [v.readable for v in summaries] == [False]
 
 
+def test_annotations_without_rows(source):
+    Path(source.annotations).write_text("")
+    videos, (finding,) = check_ava(source)
+    assert videos == [] and str(finding).startswith(
+        f"{source.annotations}: expected rows of key frames, got none"
+    )
+
+
 def test_long_reports_are_cut(source, tmp_path):
     (tmp_path / "rows.csv").write_text("x\n" * 80)
     _, findings = check_ava(source)
