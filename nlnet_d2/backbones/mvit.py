@@ -7,6 +7,7 @@ grow in the perceptron before a stage, which image and video checkpoints need (`
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from detectron2.config import configurable
@@ -17,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
+from nlnet_d2.backbones.keys import model_keys
 from nlnet_d2.backbones.padding import SquarePadFPN, fpn_from_config
 from nlnet_d2.layers.attention import attend
 from nlnet_d2.layers.attention_rows import windowed_rows
@@ -27,6 +29,7 @@ from nlnet_d2.layers.patch_embed import PatchEmbed
 from nlnet_d2.layers.products import Linear, linear
 from nlnet_d2.layers.recompute import recomputed
 from nlnet_d2.layers.relative_position import decomposed_bias
+from nlnet_d2.layers.watched import is_watched
 from nlnet_d2.layers.windows import window_partition, window_unpartition
 
 PATCH_STRIDE = 4
@@ -68,8 +71,11 @@ def block_shapes(
     once more.
 
     Raises:
-        ValueError: a window larger than the map, or one that the pooling does not divide.
+        ValueError: channels that the heads do not divide; a window larger than the map, or one that the
+            pooling does not divide.
     """
+    if embed_dim % num_heads:
+        raise ValueError(f"MODEL.MVIT: EMBED_DIM {embed_dim} is not a multiple of NUM_HEADS {num_heads}")
     shapes = []
     for stage, depth in enumerate(depths):
         for i in range(depth):
@@ -145,8 +151,11 @@ class PoolingAttention(nn.Module):
     def _maps(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Pooled queries, keys and values, each (N, H', W', attn_dim)."""
         # Three products, since the convolutions would copy parts of one.
-        layers = zip("qkv", self.qkv.weight.chunk(3), self.qkv.bias.chunk(3), strict=True)
-        return [self._pool(name, linear(x, weight, bias)) for name, weight, bias in layers]
+        if is_watched(self.qkv, Linear):
+            maps = self.qkv(x).chunk(3, -1)
+        else:
+            maps = map(partial(linear, x), self.qkv.weight.chunk(3), self.qkv.bias.chunk(3))
+        return [self._pool(name, m) for name, m in zip("qkv", maps, strict=True)]
 
     def _windows(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple:
         """What ``attend`` takes: (q, k, v), each (N', heads, L, head_dim), and positions; then the sides of
@@ -247,7 +256,8 @@ class MViT(Backbone):
 
     @classmethod
     def from_config(cls, cfg, input_shape: ShapeSpec) -> dict:
-        mvit = cfg.MODEL.MVIT
+        model = model_keys(cfg)
+        mvit = model.MVIT
         return {
             "img_size": mvit.IMG_SIZE,
             "embed_dim": mvit.EMBED_DIM,
@@ -257,7 +267,7 @@ class MViT(Backbone):
             "kv_stride": mvit.KV_STRIDE,
             "expand_attn": mvit.EXPAND_ATTN,
             "drop_path_rate": mvit.DROP_PATH_RATE,
-            "use_act_checkpoint": cfg.MODEL.BACKBONE.ACT_CHECKPOINT,
+            "use_act_checkpoint": model.BACKBONE.ACT_CHECKPOINT,
             "in_channels": input_shape.channels,
         }
 

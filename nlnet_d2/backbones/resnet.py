@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import deform_conv2d
 
+from nlnet_d2.backbones.keys import model_keys
 from nlnet_d2.blocks.base import KEY, BlockSpec, place_blocks
 from nlnet_d2.layers.norm import norm_argument
 from nlnet_d2.layers.recompute import recomputed
@@ -185,10 +186,11 @@ class ContextResNet(ResNet):
 
     @classmethod
     def from_config(cls, cfg, input_shape: ShapeSpec) -> dict:
-        resnets = cfg.MODEL.RESNETS
+        model = model_keys(cfg)
+        resnets = model.RESNETS
         return {
             "depth": resnets.DEPTH,
-            "blocks": cfg.MODEL.CONTEXT.BLOCKS,
+            "blocks": model.CONTEXT.BLOCKS,
             "norm": resnets.NORM,
             "num_groups": resnets.NUM_GROUPS,
             "width_per_group": resnets.WIDTH_PER_GROUP,
@@ -201,8 +203,8 @@ class ContextResNet(ResNet):
             "deform_num_groups": resnets.DEFORM_NUM_GROUPS,
             "in_channels": input_shape.channels,
             "out_features": resnets.OUT_FEATURES,
-            "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
-            "use_act_checkpoint": cfg.MODEL.BACKBONE.ACT_CHECKPOINT,
+            "freeze_at": model.BACKBONE.FREEZE_AT,
+            "use_act_checkpoint": model.BACKBONE.ACT_CHECKPOINT,
         }
 
 

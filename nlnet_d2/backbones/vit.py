@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
+from nlnet_d2.backbones.keys import model_keys
 from nlnet_d2.layers.attention import attend
 from nlnet_d2.layers.attention_rows import windowed_rows
 from nlnet_d2.layers.drop_path import linear_schedule
@@ -201,7 +202,8 @@ class ViT(Backbone):
 
     @classmethod
     def from_config(cls, cfg, input_shape: ShapeSpec) -> dict:
-        vit = cfg.MODEL.VIT
+        model = model_keys(cfg)
+        vit = model.VIT
         return {
             "img_size": vit.IMG_SIZE,
             "patch_size": vit.PATCH_SIZE,
@@ -216,7 +218,7 @@ class ViT(Backbone):
             "use_rel_pos": vit.REL_POS,
             "pretrain_img_size": vit.PRETRAIN_IMG_SIZE,
             "pretrain_use_cls_token": vit.PRETRAIN_CLS_TOKEN,
-            "use_act_checkpoint": cfg.MODEL.BACKBONE.ACT_CHECKPOINT,
+            "use_act_checkpoint": model.BACKBONE.ACT_CHECKPOINT,
             "in_channels": input_shape.channels,
         }
 

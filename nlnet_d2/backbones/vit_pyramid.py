@@ -15,6 +15,7 @@ from detectron2.modeling.backbone import Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from torch import nn
 
+from nlnet_d2.backbones.keys import model_keys
 from nlnet_d2.backbones.padding import SquarePadding, SquarePadFPN, fpn_from_config
 from nlnet_d2.backbones.vit import LAST, ViT
 from nlnet_d2.layers.norm import get_norm, norm_argument
@@ -179,7 +180,7 @@ def build_vit_simple_pyramid_backbone(cfg, input_shape: ShapeSpec) -> SimpleFeat
 @BACKBONE_REGISTRY.register()
 def build_vit_fpn_backbone(cfg, input_shape: ShapeSpec) -> SquarePadFPN:
     """FPN on four maps of a ViT (arXiv 2111.11429); config keys as ``build_vit_simple_pyramid_backbone``."""
-    depth = cfg.MODEL.VIT.DEPTH
+    depth = model_keys(cfg).VIT.DEPTH
     if depth < len(SCALES):
         raise ValueError(
             f"MODEL.VIT.DEPTH {depth}: the pyramid has a map from each quarter of the blocks: 4 or more"

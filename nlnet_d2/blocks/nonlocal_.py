@@ -18,6 +18,7 @@ from nlnet_d2.layers.attention import attend
 from nlnet_d2.layers.attention_rows import flat_cells
 from nlnet_d2.layers.norm import get_norm, is_constant
 from nlnet_d2.layers.switch import Switch
+from nlnet_d2.layers.watched import is_watched
 
 CONVS = (nn.Conv2d, nn.Conv3d)
 MODES = ("embedded_gaussian", "gaussian", "dot_product", "concatenation")
@@ -46,7 +47,8 @@ def choose_order(x: torch.Tensor, keys: int, inner: int) -> str:
     }
     if x.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(x.device.type):
         del costs["gram"]
-    return min(costs, key=costs.get)
+    least = min(costs.values())
+    return next(order for order, cost in costs.items() if cost == least)
 
 
 class _Moments(torch.autograd.Function):
@@ -73,15 +75,12 @@ def _matrix(conv: nn.Module, norm: nn.Module | None = None) -> tuple[torch.Tenso
     return weight, bias[:, None]
 
 
-def _must_be_called(conv: nn.Module, x: torch.Tensor) -> bool:
-    """Whether its weight may not stand for it: hooks and adapters in its place want to see ``x``, and on the
-    meta device the costs of modules are counted."""
-    return x.is_meta or type(conv) not in CONVS or bool(conv._forward_hooks or conv._forward_pre_hooks)
-
-
 def _product(conv: nn.Module, x: torch.Tensor, norm: nn.Module | None = None) -> torch.Tensor:
-    """A convolution of one position and its norm, (N, C, ...) -> (N, C', ...), without a copy of x."""
-    called = _must_be_called(conv, x)
+    """A convolution of one position and its norm, (N, C, ...) -> (N, C', ...), without a copy of x.
+
+    On the meta device, where the costs of modules are counted, the convolution itself.
+    """
+    called = x.is_meta or is_watched(conv, *CONVS)
     if called:
         x = conv(x)
     else:
@@ -142,7 +141,6 @@ class NonLocal(nn.Module):
         if len(subsample) != dim or min(subsample) < 1:
             raise ValueError(f"SUBSAMPLE {subsample} needs {dim} windows of at least 1")
         self.mode, self.window, self.subsample_at = mode, tuple(subsample), subsample_at
-        self.max_pool = F.max_pool2d if dim == 2 else F.max_pool3d
         inner = bottleneck_channels(channels, reduction)
         self.scale = inner**-0.5 if use_scale and mode == "embedded_gaussian" else 1.0
 
@@ -189,13 +187,13 @@ class NonLocal(nn.Module):
 
     def _order(self, x: torch.Tensor) -> str:
         """See ``choose_order``; no ``gram`` of what is not a matrix: a maximum over phi(x), an adapter."""
-        keys = math.prod(max(size // w, 1) for size, w in zip(x.shape[2:], self.window, strict=True))
+        keys = math.prod([max(size // w, 1) for size, w in zip(x.shape[2:], self.window, strict=True)])
         order = choose_order(x, keys, self.g.out_channels)
         if order != "gram" or self.mode != "dot_product":
             return order
         pooled_after = self.subsample_at == "after" and max(self.window) > 1
-        called = any(_must_be_called(conv, x) for conv in (self.theta, self.phi, self.g, self.out))
-        return "reassociated" if pooled_after or called else order
+        watched = [is_watched(conv, *CONVS) for conv in (self.theta, self.phi, self.g, self.out)]
+        return "reassociated" if pooled_after or any(watched) else order
 
     def _gram(self, x: torch.Tensor) -> torch.Tensor:
         """W_z y of the dot product, from the second moments of x: (N, C, H, W) -> (N, C, H, W)."""
@@ -219,7 +217,8 @@ class NonLocal(nn.Module):
 
     def _subsample(self, x: torch.Tensor) -> torch.Tensor:
         window = [min(w, size) for w, size in zip(self.window, x.shape[2:], strict=True)]
-        return x if max(window) == 1 else self.max_pool(x, window)
+        max_pool = F.max_pool2d if x.ndim == 4 else F.max_pool3d
+        return x if max(window) == 1 else max_pool(x, window)
 
     def _aggregate(
         self, theta: torch.Tensor, phi: torch.Tensor, g: torch.Tensor, order: str = "reassociated"

@@ -145,6 +145,18 @@ def test_compiled(backend):
         torch.testing.assert_close(got[name], expected[name], rtol=1e-4, atol=1e-4)
 
 
+def test_hooks_and_adapters_see_queries_keys_and_values():
+    """Where their layer is watched or replaced, parts of its weight do not stand for it."""
+    net, image = tiny(drop_path_rate=0.0).eval(), torch.randn(1, 3, 64, 96)
+    expected, qkv, seen = net(image)["scale5"], net.blocks[1].attn.qkv, []
+    handle = qkv.register_forward_hook(lambda layer, inputs, out: seen.append(out.shape))
+    torch.testing.assert_close(net(image)["scale5"], expected)
+    assert seen == [(1, 16, 24, 96)]
+    handle.remove()
+    net.blocks[1].attn.qkv = nn.Sequential(qkv, nn.Dropout(1.0))  # nothing passes
+    assert not torch.allclose(net(image)["scale5"], expected)
+
+
 def test_lazy_and_yaml_build_the_same():
     """L(MViT)(...), plain Python and YAML in another project."""
     cfg = get_cfg()
@@ -167,6 +179,7 @@ def test_lazy_and_yaml_build_the_same():
     "changes, message",
     [
         ({"window_size": 48}, "windows of 48 are larger than the 24 x 24 map of stage 2"),
+        ({"num_heads": 5}, "EMBED_DIM 32 is not a multiple of NUM_HEADS 5"),
         ({"window_size": 10}, "stage 2 pools queries by 1, keys and values by 4, which does not divide"),
     ],
 )

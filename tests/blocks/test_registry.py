@@ -1,5 +1,7 @@
 """The contract of blocks/base.py, for every registered block, and the errors of block specs."""
 
+import pickle
+
 import pytest
 import torch
 from learning import learn
@@ -72,6 +74,23 @@ def test_a_trace_holds_for_other_sizes(name):
     trace, x = torch.jit.trace(block, torch.randn(1, 64, 5, 6)), torch.randn(2, 64, 7, 9)
     with torch.no_grad():
         torch.testing.assert_close(trace(x), block(x))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dim", [2, 3])
+def test_is_compiled_whole(name, dim):
+    """Without a break of the graph, which costs time in every network that has the block."""
+    block, x = build(name, dim=dim).eval(), torch.randn(1, 64, *(3, 5, 6)[-dim:])
+    compiled = torch.compile(block, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), block(x))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_can_be_pickled(name):
+    block, x = build(name).eval(), torch.randn(1, 64, 5, 4)
+    for value in block.parameters():
+        torch.nn.init.normal_(value, std=0.3)
+    assert torch.equal(pickle.loads(pickle.dumps(block))(x), block(x))
 
 
 @pytest.mark.parametrize("name", NAMES)

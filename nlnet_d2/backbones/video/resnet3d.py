@@ -25,6 +25,7 @@ from fvcore.nn.weight_init import c2_msra_fill
 from torch import nn
 from torch.nn import functional as F
 
+from nlnet_d2.backbones.keys import model_keys
 from nlnet_d2.backbones.resnet import STAGES, ContextBlockMixin, place_in_stages
 from nlnet_d2.blocks.base import nearest
 from nlnet_d2.layers.norm import GROUPS, get_norm
@@ -244,11 +245,12 @@ class ResNet3D(Backbone):
 
     @classmethod
     def from_config(cls, cfg, input_shape: ShapeSpec) -> dict:
-        resnets, video = cfg.MODEL.RESNETS, cfg.MODEL.VIDEO
+        model = model_keys(cfg)
+        resnets, video = model.RESNETS, model.VIDEO
         return {
             "arch": video.ARCH,
             "depth": resnets.DEPTH,
-            "blocks": cfg.MODEL.CONTEXT.BLOCKS,
+            "blocks": model.CONTEXT.BLOCKS,
             "norm": resnets.NORM,
             "stem_channels": resnets.STEM_OUT_CHANNELS,
             "width": resnets.WIDTH_PER_GROUP,
@@ -258,8 +260,8 @@ class ResNet3D(Backbone):
             "res5_dilation": resnets.RES5_DILATION,
             "in_channels": input_shape.channels,
             "out_features": resnets.OUT_FEATURES,
-            "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
-            "use_act_checkpoint": cfg.MODEL.BACKBONE.ACT_CHECKPOINT,
+            "freeze_at": model.BACKBONE.FREEZE_AT,
+            "use_act_checkpoint": model.BACKBONE.ACT_CHECKPOINT,
         }
 
     def output_shape(self) -> dict[str, ClipShapeSpec]:

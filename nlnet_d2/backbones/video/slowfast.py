@@ -140,7 +140,7 @@ class SlowFast(Backbone):
 
     @classmethod
     def from_config(cls, cfg, input_shape: ShapeSpec) -> dict:
-        video, kwargs = cfg.MODEL.VIDEO, ResNet3D.from_config(cfg, input_shape)
+        kwargs, video = ResNet3D.from_config(cfg, input_shape), cfg.MODEL.VIDEO
         del kwargs["arch"]
         return kwargs | {
             "alpha": video.ALPHA,
