@@ -1,8 +1,8 @@
 """Matrix products in float32 on processors for which PyTorch's choice is not the best.
 
 PyTorch multiplies with MKL, which on AMD's processors does without AVX-512; oneDNN, which computes its
-convolutions, is twice as fast there. The operator that ``torch.compile`` puts in place of linear layers
-multiplies with oneDNN.
+convolutions, is up to half as fast again there. The operator that ``torch.compile`` puts in place of linear
+layers multiplies with oneDNN.
 """
 
 from functools import cache
