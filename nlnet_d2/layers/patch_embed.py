@@ -16,7 +16,9 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_channels, dim, kernel_size, stride, padding)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        (below, right) = (-side % stride for side, stride in zip(x.shape[2:], self.proj.stride, strict=True))
+        stride = self.proj.stride[0]
+        # Not the remainder of a negative number, which PyTorch does not compile for several sizes.
+        below, right = ((side + stride - 1) // stride * stride - side for side in x.shape[2:])
         if below or right:
             x = F.pad(x, (0, right, 0, below))
         return self.proj(x).permute(0, 2, 3, 1).contiguous()  # or every sum and norm after it would copy

@@ -17,8 +17,8 @@ def window_numbers(shape: torch.Size, size: int, device: torch.device) -> torch.
     """
     count, height, width = shape
     numbers = torch.arange(1, count * height * width + 1, device=device).view(count, height, width)
-    numbers = F.pad(numbers, (0, -width % size, 0, -height % size))
-    rows, columns = numbers.shape[1] // size, numbers.shape[2] // size
+    rows, columns = _count((height, width), size)
+    numbers = F.pad(numbers, (0, columns * size - width, 0, rows * size - height))
     return numbers.view(-1, rows, size, columns, size).transpose(2, 3).reshape(-1, size, size)
 
 
@@ -35,9 +35,14 @@ def window_unpartition(windows: torch.Tensor, hw: tuple[int, int]) -> torch.Tens
         hw: height and width of the map before it was cut.
     """
     (height, width), size = hw, windows.shape[1]
-    # No negative number is divided: ONNX rounds towards zero.
-    rows, columns = (height + size - 1) // size, (width + size - 1) // size
+    rows, columns = _count(hw, size)
     numbers = torch.arange(windows.shape[:3].numel(), device=windows.device)
     numbers = numbers.view(-1, rows, columns, size, size).transpose(2, 3)
     numbers = numbers.reshape(-1, rows * size, columns * size)[:, :height, :width]
     return F.embedding(numbers, windows.flatten(0, 2))
+
+
+def _count(hw: tuple[int, int], size: int) -> list[int]:
+    """How many windows there are in each direction."""
+    # No negative number is divided: ONNX rounds towards zero, and PyTorch compiles no such remainder.
+    return [(side + size - 1) // size for side in hw]

@@ -136,13 +136,15 @@ def test_drop_path_grows_with_depth():
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiled(backend):
+    """Whole, and from the second size on for all sizes."""
     net = tiny(depths=(1, 1, 1, 1)).eval()
-    image = torch.randn(1, 3, 64, 96)
-    with torch.no_grad():
-        expected = net(image)
-        got = torch.compile(net, backend=backend, fullgraph=True)(image)
-    for name in SCALES:
-        torch.testing.assert_close(got[name], expected[name], rtol=1e-4, atol=1e-4)
+    compiled = torch.compile(net, backend=backend, fullgraph=True)
+    for hw in ((64, 96), (96, 64), (72, 200)):
+        image = torch.randn(1, 3, *hw)
+        with torch.no_grad():
+            expected, got = net(image), compiled(image)
+        for name in SCALES:
+            torch.testing.assert_close(got[name], expected[name], rtol=1e-4, atol=1e-4)
 
 
 def test_hooks_and_adapters_see_queries_keys_and_values():
