@@ -80,14 +80,13 @@ def _product(conv: nn.Module, x: torch.Tensor, norm: nn.Module | None = None) ->
 
     On the meta device, where the costs of modules are counted, the convolution itself.
     """
-    called = x.is_meta or is_watched(conv, *CONVS)
-    if called:
+    if x.is_meta or is_watched(conv, *CONVS):
         x = conv(x)
     else:
         weight, bias = _matrix(conv, norm)
         x = torch.baddbmm(bias, weight.expand(x.shape[0], -1, -1), x.flatten(2)).unflatten(2, x.shape[2:])
-    done = norm is None or (is_constant(norm) and not called)
-    return x if done else norm(x)
+        norm = None if is_constant(norm) else norm  # it is in the matrix
+    return x if norm is None else norm(x)
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
