@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from nlnet_d2.blocks.base import BLOCKS, bottleneck_channels
+from nlnet_d2.layers.products import batched_product
 
 CONVS = {2: nn.Conv2d, 3: nn.Conv3d}
 POOLINGS = ("att", "avg")
@@ -51,7 +52,7 @@ class ContextPooling(nn.Module):
         """sum_j attention_j x_j: (N, C, H, W) -> (N, C, 1, 1)."""
         if self.conv_mask is None:
             return x.mean(dim=tuple(range(2, x.ndim)), keepdim=True)
-        context = x.flatten(2) @ self.attention(x).transpose(1, 2)  # (N, C, 1)
+        context = batched_product(x.flatten(2), self.attention(x))  # (N, C, 1)
         return context.reshape(*x.shape[:2], *[1] * (x.ndim - 2))
 
     def add(self, x: torch.Tensor, term: torch.Tensor) -> torch.Tensor:

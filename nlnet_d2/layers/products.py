@@ -60,8 +60,8 @@ def plain(matrices: torch.Tensor) -> torch.Tensor:
 
 
 def batched_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a bT for each of a batch, without gradients: (B, M, K), (B, N, K) -> (B, M, N)."""
-    if len(a) == 1 and prefers_onednn(a):
+    """a bT for each of a batch, of one and without gradients by oneDNN: (B, M, K), (B, N, K) -> (B, M, N)."""
+    if len(a) == 1 and not torch.is_grad_enabled() and prefers_onednn(a):
         return product(a[0], b[0]).unsqueeze(0)
     return torch.bmm(a, b.transpose(1, 2))
 

@@ -75,8 +75,16 @@ def test_operands_in_any_layout():
         torch.testing.assert_close(product(left, b), left @ b.t(), rtol=1e-5, atol=1e-5)
     with use_onednn(True):
         for count in (1, 3):
-            got = batched_product(a[:count], a[:count].flip(1))
+            with torch.no_grad():
+                got = batched_product(a[:count], a[:count].flip(1))
             torch.testing.assert_close(got, a[:count] @ a[:count].flip(1).mT, rtol=1e-5, atol=1e-5)
+
+
+def test_batched_product_with_gradients():
+    a, b = (torch.randn(1, n, 4, dtype=torch.float64, requires_grad=True) for n in (3, 2))
+    with use_onednn(True):
+        assert torch.autograd.gradcheck(batched_product, (a, b))
+        assert batched_product(a.float(), b.float()).requires_grad
 
 
 @pytest.mark.parametrize("with_positions", [True, False])
