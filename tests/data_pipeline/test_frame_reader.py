@@ -1,5 +1,6 @@
 """Frames by number from videos of constant and variable rate, and from folders; damage is an error."""
 
+import struct
 from fractions import Fraction
 from math import floor
 
@@ -64,16 +65,26 @@ def test_a_last_frame_that_stays(tmp_path):
     assert numbers(video.read([video.num_frames - 1])) == [2]
 
 
-def test_turned_video(monkeypatch, tmp_path):
-    """Phones write how a picture is to be turned."""
+@pytest.mark.parametrize(
+    "matrix",
+    [(-1, 0, 0, -1), (-1, 0, 0, 1), (1, 0, 0, -1), (0, 1, -1, 0), (0, -1, 1, 0), (0, 1, 1, 0)],
+)
+def test_turned_and_mirrored_video(matrix, tmp_path):
+    """Phones write how a picture is shown: what is at (x, y) at (a x + c y, b x + d y), and an offset."""
+    path = write_video(tmp_path / "v.mp4", EVEN[:5])
+    (upright,) = VideoFile.open(str(path), 30.0).read([3])
+    a, b, c, d = matrix
+    content = bytearray(path.read_bytes())
+    struct.pack_into(">5i", content, content.index(b"tkhd") + 44, *(2**16 * v for v in (a, b, 0, c, d)))
+    path.write_bytes(content)
 
-    class Turned:
-        is_corrupt, rotation = False, 90
-
-        def to_ndarray(self, format):
-            return numbered_frame(3)
-
-    assert frame_reader._pixels(Turned()).shape == (SIZE[0], SIZE[1], 3)
+    y, x = np.indices(upright.shape[:2])
+    shown_x, shown_y = a * x + c * y, b * x + d * y
+    expected = np.empty_like(upright if a else upright.transpose(1, 0, 2))
+    expected[shown_y - shown_y.min(), shown_x - shown_x.min()] = upright
+    video = VideoFile.open(str(path), 30.0)
+    assert (video.height, video.width) == expected.shape[:2]
+    assert np.array_equal(video.read([3])[0], expected)
 
 
 # --- damage ---
