@@ -46,7 +46,7 @@ def launch(main: Callable, args: Namespace, device: str, *main_args):
         local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
         with _process_group(device, local_rank, local_size, init_method="env://"):
             return main(*main_args)
-    if args.num_gpus * args.num_machines == 1:
+    if args.num_gpus * args.num_machines <= 1:  # 0 GPUs is how some ask for the CPU
         return main(*main_args)
     if device != "cpu" and args.num_gpus > torch.cuda.device_count():
         raise ConfigError(f"--num-gpus {args.num_gpus}, but this machine has {torch.cuda.device_count()}")

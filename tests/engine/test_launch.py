@@ -73,6 +73,12 @@ def test_two_processes_equal_one(tmp_path, accumulate):
     assert first["suspects"] == [] and second["suspects"] == ["1.5.jpg", "2.0.jpg"]
 
 
+@pytest.mark.parametrize("count", [0, 1])
+def test_fewer_than_two_processes_run_here(tmp_path, count):
+    """As Detectron2 does with ``--num-gpus 0``; to start none would end with success and do nothing."""
+    assert launch(lambda word: word, processes(count, tmp_path), "cpu", "done") == "done"
+
+
 def threads_of_the_group():
     names = (thread.joinpath("comm").read_text() for thread in Path("/proc/self/task").iterdir())
     return [name for name in names if "gloo" in name]
