@@ -107,12 +107,17 @@ class ActionRCNN(nn.Module):
     def _find_people(
         self, batched_inputs: list[dict], clips: ImageList, features: dict[str, torch.Tensor]
     ) -> list[Instances]:
-        """``pred_boxes`` in pixels of the clip: those given, or else found, with their ``person_scores``."""
-        if self.people is None or all("boxes" in inputs for inputs in batched_inputs):
-            boxes = [_boxes(inputs, i).to(self.device) for i, inputs in enumerate(batched_inputs)]
-            return [Instances(s, pred_boxes=b) for s, b in zip(clips.image_sizes, boxes, strict=True)]
-        found = self.people(batched_inputs, clips, features)
-        return [Instances(p.image_size, pred_boxes=p.pred_boxes, person_scores=p.scores) for p in found]
+        """``pred_boxes`` in pixels of each clip: those given with it, else found, with ``person_scores``."""
+        given = [self.people is None or "boxes" in inputs for inputs in batched_inputs]
+        found = [None] * len(given) if all(given) else self.people(batched_inputs, clips, features)
+        people = []
+        for i, (inputs, size) in enumerate(zip(batched_inputs, clips.image_sizes, strict=True)):
+            if given[i]:
+                people.append(Instances(size, pred_boxes=_boxes(inputs, i).to(self.device)))
+            else:
+                fields = {"pred_boxes": found[i].pred_boxes, "person_scores": found[i].scores}
+                people.append(Instances(size, **fields))
+        return people
 
     def _losses(
         self, batched_inputs: list[dict], clips: ImageList, features: dict[str, torch.Tensor]

@@ -362,6 +362,19 @@ def test_joint_mode_finds_people():
     assert found.pred_boxes.tensor.max() > 64
 
 
+def test_boxes_that_are_given_stand_beside_a_clip_without_any():
+    model, inputs = joint_model().eval(), make_clip(TWO)
+    with torch.no_grad():
+        alone = model([inputs])[0]["instances"]
+        given, found = (
+            output["instances"]
+            for output in model([inputs, {"clip": inputs["clip"], "height": 48, "width": 64}])
+        )
+    torch.testing.assert_close(given.pred_boxes.tensor, alone.pred_boxes.tensor)
+    torch.testing.assert_close(given.scores, alone.scores, atol=1e-5, rtol=1e-4)
+    assert not given.has("person_scores") and found.person_scores.shape == (len(found),)
+
+
 class OneBox(nn.Module):
     """A detector that remembers what it saw, and finds a person, an unlikely person and a dog."""
 
