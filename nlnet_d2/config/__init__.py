@@ -18,8 +18,8 @@ def add_nlnet_config(cfg: CN) -> None:
     # Side in pixels to which every image of a batch is padded, 0 for a multiple of the largest stride only.
     # Read by the transformer backbones; an image that is larger is an error.
     cfg.MODEL.FPN.SQUARE_PAD = 0
-    # How training images are varied: stock (MIN_SIZE_TRAIN, RANDOM_FLIP, CROP), large_scale_jitter or
-    # crop_or_resize; see data/augmentation.py.
+    # How training images are varied: stock (MIN_SIZE_TRAIN, CROP), large_scale_jitter or crop_or_resize, see
+    # data/augmentation.py; and RANDOM_FLIP in each of them.
     cfg.INPUT.AUGMENTATION = "stock"
     cfg.INPUT.JITTER = CN()
     cfg.INPUT.JITTER.SIZE = 1024  # side of the crop in pixels

@@ -5,14 +5,21 @@ from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 
 
-def large_scale_jitter(cfg: CfgNode) -> list[T.Augmentation]:
-    """Flip, resize by 0.1 to 2.0 times ``INPUT.JITTER``, crop to it (arXiv 2012.07177).
+def random_flip(cfg: CfgNode) -> list[T.Augmentation]:
+    """The flip of ``INPUT.RANDOM_FLIP``: horizontal, vertical or none."""
+    way = cfg.INPUT.RANDOM_FLIP
+    return [] if way == "none" else [T.RandomFlip(horizontal=way == "horizontal", vertical=way == "vertical")]
 
-    Smaller images are left small: the model pads them (``MODEL.FPN.SQUARE_PAD``).
+
+def large_scale_jitter(cfg: CfgNode) -> list[T.Augmentation]:
+    """Flip, resize to ``INPUT.JITTER.SIZE`` pixels times a factor from ``SCALES``, crop to that size.
+
+    From "Simple Copy-Paste", arXiv 2012.07177. Smaller images are left small: the model pads them
+    (``MODEL.FPN.SQUARE_PAD``).
     """
     side, (low, high) = cfg.INPUT.JITTER.SIZE, cfg.INPUT.JITTER.SCALES
     return [
-        T.RandomFlip(),
+        *random_flip(cfg),
         T.ResizeScale(low, high, target_height=side, target_width=side),
         T.FixedSizeCrop((side, side), pad=False),
     ]
@@ -28,7 +35,7 @@ def crop_or_resize(cfg: CfgNode) -> list[T.Augmentation]:
     return [
         T.RandomApply(T.AugmentationList(crop), prob=0.5),
         T.ResizeShortestEdge(sizes, cfg.INPUT.MAX_SIZE_TRAIN, style),
-        T.RandomFlip(),
+        *random_flip(cfg),
     ]
 
 

@@ -9,6 +9,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
 
+from nlnet_d2.data.augmentation import random_flip
 from nlnet_d2.data.clip_sampler import clip_frames
 from nlnet_d2.data.clip_transforms import ResizeShorterSide, train_augmentations, transform_clip
 from nlnet_d2.data.datasets.ava import select_people
@@ -51,9 +52,8 @@ class ClipMapper:
     def from_config(cls, cfg, is_train: bool = True) -> dict:
         clip = cfg.INPUT.CLIP
         if is_train:
-            flip = cfg.INPUT.RANDOM_FLIP == "horizontal"
             augmentations = train_augmentations(
-                clip.SCALES_TRAIN, clip.SCALE_SAMPLING, clip.CROP_TRAIN, flip, clip.COLOR_JITTER
+                clip.SCALES_TRAIN, clip.SCALE_SAMPLING, clip.CROP_TRAIN, random_flip(cfg), clip.COLOR_JITTER
             )
         else:
             augmentations = [ResizeShorterSide(clip.SIZE_TEST, clip.SIZE_TEST)]

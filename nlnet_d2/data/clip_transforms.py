@@ -74,14 +74,13 @@ class RandomSaturation(T.Augmentation):
 
 
 def train_augmentations(
-    scales: tuple[int, int], sampling: str, crop: int, flip: bool, color_jitter: float
+    scales: tuple[int, int], sampling: str, crop: int, flips: Sequence[T.Augmentation], color_jitter: float
 ) -> list[T.Augmentation]:
-    """Resize, crop (0: none), flip; vary brightness, contrast, saturation by the share ``color_jitter``."""
+    """Resize, crop (0: none), ``flips``; vary brightness, contrast, saturation by ``color_jitter``, a share."""
     augmentations = [ResizeShorterSide(*scales, sampling)]
     if crop:
         augmentations.append(T.RandomCrop("absolute", (crop, crop)))
-    if flip:
-        augmentations.append(T.RandomFlip())
+    augmentations += flips
     if color_jitter:
         weights = 1 - color_jitter, 1 + color_jitter
         augmentations += [

@@ -73,6 +73,17 @@ def test_crop_or_resize(record):
     assert any(abs(r - 2) < 0.05 for r in ratios) and any(abs(r - 2) > 0.2 for r in ratios), "cropped or not"
 
 
+@pytest.mark.parametrize("name", ["stock", "large_scale_jitter", "crop_or_resize"])
+@pytest.mark.parametrize(
+    ("way", "found"), [("none", []), ("horizontal", [(True, False)]), ("vertical", [(False, True)])]
+)
+def test_flips_follow_the_config(name, way, found):
+    """Where left and right are different classes, no recipe may mirror the image."""
+    augmentations = build_mapper(config(name, RANDOM_FLIP=way), is_train=True).augmentations.augs
+    flips = [a for a in augmentations if isinstance(a, T.RandomFlip)]
+    assert [(flip.horizontal, flip.vertical) for flip in flips] == found
+
+
 def test_unknown_augmentation():
     with pytest.raises(
         ValueError, match="AUGMENTATION is stock, large_scale_jitter or crop_or_resize, got 'lsj'"

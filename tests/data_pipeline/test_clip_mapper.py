@@ -89,6 +89,23 @@ def test_flip_follows_the_config(dataset, cfg):
         assert number_of(frame) == 30
 
 
+def test_vertical_flip(dataset, cfg):
+    """The clip and its boxes are turned upside down, as Detectron2 does with images."""
+    cfg.INPUT.RANDOM_FLIP, cfg.INPUT.CLIP.CROP_TRAIN, cfg.INPUT.CLIP.SCALES_TRAIN = "vertical", 0, [48, 48]
+    mapper, record = ClipMapper(cfg, is_train=True), clip_records(cfg, [NAME], True)[0]
+    samples = {}
+    for seed in range(8):
+        np.random.seed(seed)
+        sample = mapper(record)
+        samples[sample["instances"].gt_boxes.tensor[1, 1].item()] = sample
+    assert len(samples) == 2, "as it is, and turned"
+    one, other = samples.values()
+    height = one["clip"].shape[2]
+    assert torch.equal(one["clip"].flip(2), other["clip"])
+    boxes, turned = (s["instances"].gt_boxes.tensor for s in (one, other))
+    torch.testing.assert_close(turned[:, [1, 3]], height - boxes[:, [3, 1]])
+
+
 def test_clip_at_the_very_start_repeats_frames(dataset, cfg):
     record = clip_records(cfg, [NAME], False)[0] | {"key_frame": 0}
     clip = ClipMapper(cfg, is_train=False)(record)["clip"]

@@ -33,7 +33,7 @@ def bright_box(image: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("seed", range(6))
 def test_boxes_follow_the_pixels_of_every_frame(seed):
     np.random.seed(seed)
-    augmentations = train_augmentations((90, 120), "inverse", 80, flip=True, color_jitter=0.0)
+    augmentations = train_augmentations((90, 120), "inverse", 80, [T.RandomFlip()], color_jitter=0.0)
     frames, boxes = transform_clip(augmentations, *moving_square())
     assert frames.shape == (4, 80, 80, 3)
     box = boxes[0].clip(0, 80)
@@ -47,13 +47,15 @@ def test_all_frames_get_the_same_draw():
     clip = np.repeat(np.random.default_rng(0).integers(0, 256, (1, 60, 100, 3), np.uint8), 5, axis=0)
     for seed in range(5):
         np.random.seed(seed)
-        frames, _ = transform_clip(train_augmentations((70, 90), "uniform", 64, True, 0.4), clip, NO_BOXES)
+        frames, _ = transform_clip(
+            train_augmentations((70, 90), "uniform", 64, [T.RandomFlip()], 0.4), clip, NO_BOXES
+        )
         assert (frames == frames[:1]).all()
         assert frames.dtype == np.uint8
 
 
 def test_the_draw_differs_between_calls():
-    augmentations = train_augmentations((70, 90), "inverse", 64, True, 0.4)
+    augmentations = train_augmentations((70, 90), "inverse", 64, [T.RandomFlip()], 0.4)
     clip, box = moving_square()
     np.random.seed(0)
     results = [transform_clip(augmentations, clip, box)[1].tolist() for _ in range(10)]
@@ -93,12 +95,12 @@ def test_scale_sampling(sampling, mean):
 
 
 def test_crop_larger_than_the_frame():
-    frames, _ = transform_clip(train_augmentations((32, 32), "uniform", 500, False, 0), *moving_square())
+    frames, _ = transform_clip(train_augmentations((32, 32), "uniform", 500, [], 0), *moving_square())
     assert frames.shape[1:3] == (32, 53)
 
 
 def test_no_crop_and_no_flip():
-    augmentations = train_augmentations((60, 60), "uniform", 0, False, 0)
+    augmentations = train_augmentations((60, 60), "uniform", 0, [], 0)
     clip, box = moving_square()
     frames, boxes = transform_clip(augmentations, clip, box)
     np.testing.assert_array_equal(frames, clip)
