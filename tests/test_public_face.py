@@ -15,6 +15,7 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 import nlnet_d2
 from nlnet_d2.backbones.resnet import ContextResNet
 from nlnet_d2.backbones.vit_pyramid import SimpleFeaturePyramid
+from nlnet_d2.evaluation import evaluate_ava
 
 BLOCK = {"NAME": "NonLocal", "AT": {"res4": [-2]}}
 
@@ -115,3 +116,15 @@ def test_the_snippets_of_the_readme():
     assert built[0].net.pos_embed.shape[-1] == 384 and built[0].square_pad == 1024
     assert built[1].bottom_up.res4[-2].after_add, "the block is there"
     assert isinstance(lazy, SimpleFeaturePyramid) and lazy.net.use_act_checkpoint
+
+
+def test_evaluation_of_ava_by_its_public_name(tmp_path):
+    rows = "clip,0902,0.1,0.1,0.5,0.9,1"
+    for name, text in {
+        "truth.csv": f"{rows},0\n",
+        "found.csv": f"{rows},0.9\n",
+        "labels.pbtxt": 'item {\n  name: "stand"\n  id: 1\n}\n',
+    }.items():
+        (tmp_path / name).write_text(text)
+    files = [str(tmp_path / name) for name in ("truth.csv", "found.csv", "labels.pbtxt")]
+    assert evaluate_ava(*files)["mAP"] == 1.0
