@@ -123,7 +123,7 @@ class ContextResNet(ResNet):
 
     Raises:
         ValueError: an unknown depth, an impossible block spec, a context block in a stage that ``freeze_at``
-            freezes, or bottleneck options for a depth without bottlenecks.
+            freezes, or bottleneck options or channels for a depth without bottlenecks.
     """
 
     @configurable
@@ -151,6 +151,10 @@ class ContextResNet(ResNet):
             raise ValueError(f"MODEL.RESNETS.DEPTH {depth} is unknown; choose one of {list(DEPTHS)}")
         if depth < 50 and (any(deform_on_per_stage) or num_groups != 1 or res5_dilation != 1):
             raise ValueError(f"R{depth} has no bottlenecks: no deformable, grouped or dilated convolutions")
+        if depth < 50 and res2_channels == 256:
+            raise ValueError(
+                f"MODEL.RESNETS.RES2_OUT_CHANNELS 256, its default, is for bottlenecks; R{depth} has 64"
+            )
         placed = place_in_stages(blocks, DEPTHS[depth], freeze_at)
         res2_channels = res2_channels or (64 if depth < 50 else 256)
         stages, channels = [], stem_channels

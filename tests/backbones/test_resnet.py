@@ -264,6 +264,7 @@ def test_modulated_deformable_convolution():
     [
         ({"depth": 20}, "MODEL.RESNETS.DEPTH 20 is unknown; choose one of"),
         ({"depth": 18, "num_groups": 32}, "R18 has no bottlenecks"),
+        ({"depth": 34, "res2_channels": 256}, "RES2_OUT_CHANNELS 256, its default, is for bottlenecks"),
         ({"depth": 34, "deform_on_per_stage": [False, True, True, True]}, "R34 has no bottlenecks"),
         ({"depth": 18, "blocks": [{**NL, "POSITION": "after_conv3"}]}, "basic residual block has no conv3"),
         ({"blocks": [{**NL, "AT": {"res4": [6]}}]}, "res4 has 6 places"),
