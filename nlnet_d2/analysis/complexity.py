@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import GeneralizedRCNN, build_model
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -32,6 +33,7 @@ RULE = (
 )
 SOFTMAX = torch.ops.aten._softmax
 DEFORM_CONV = torch.ops.torchvision.deform_conv2d
+DETECTORS = (GeneralizedRCNN, DenseDetector, ActionRCNN)  # DenseDetector: RetinaNet, FCOS
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def measure(model: nn.Module, size: tuple[int, ...]) -> Complexity:
     """Count on one input; the network computes nothing, for it is on the meta device.
 
     Args:
-        model: a GeneralizedRCNN or ActionRCNN, or any module that takes one tensor, all on the meta device.
+        model: one of ``DETECTORS``, or any module that takes one tensor, all on the meta device.
         size: of the input without its batch dimension, for example (3, H, W) or (3, T, H, W).
     """
     tally = _Tally()
@@ -143,6 +145,9 @@ class _Network(nn.Module):
     def forward(self, x: torch.Tensor) -> None:
         if isinstance(self.model, GeneralizedRCNN):
             self._run_detector(x)
+        elif isinstance(self.model, DenseDetector):
+            features = self.model.backbone(x)
+            self.model.head([features[name] for name in self.model.head_in_features])
         elif isinstance(self.model, ActionRCNN):
             self.model.backbone(x)
             classifier = self.model.action_head.classifier

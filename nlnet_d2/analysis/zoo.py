@@ -1,7 +1,7 @@
 """The table of all configs: what each starts from, its size, and what was published for it.
 
 What was published stands once, in the header comment of the config: a sentence ``Published: box 39.0, mask
-35.5 (arXiv 1711.07971, table 6).`` A measured result stands there likewise: ``Measured: ... (command).``
+35.5 (arXiv 1711.07971, section 6).`` A measured result stands there likewise: ``Measured: ... (command).``
 """
 
 import re
@@ -12,7 +12,7 @@ from pathlib import Path
 from detectron2.config import CfgNode, get_cfg
 from tabulate import tabulate
 
-from nlnet_d2.analysis.complexity import RULE, Complexity, build_on_meta, measure
+from nlnet_d2.analysis.complexity import DETECTORS, RULE, Complexity, build_on_meta, measure
 from nlnet_d2.checkpoint.download import address_of, expected_hash
 from nlnet_d2.config import add_nlnet_config
 from nlnet_d2.config.files import merge_file
@@ -78,8 +78,16 @@ def input_size(cfg: CfgNode) -> tuple[int, ...]:
 
 
 def analyze(cfg: CfgNode, size: tuple[int, ...] | None = None) -> Complexity:
-    """Build the model of ``cfg`` on the meta device and measure it, at ``input_size(cfg)`` unless given."""
-    return measure(build_on_meta(cfg), size or input_size(cfg))
+    """Build the model of ``cfg`` on the meta device and measure it, at ``input_size(cfg)`` unless given.
+
+    Raises:
+        ValueError: the model cannot be built, or is none of ``DETECTORS``.
+    """
+    model = build_on_meta(cfg)
+    if not isinstance(model, DETECTORS):
+        known = ", ".join(kind.__name__ for kind in DETECTORS)
+        raise ValueError(f"MODEL.META_ARCHITECTURE {type(model).__name__} cannot be counted, only {known}")
+    return measure(model, size or input_size(cfg))
 
 
 @cache

@@ -145,6 +145,16 @@ def test_cascade_and_keypoint_heads():
     assert keypoint.modules["roi_heads.keypoint_head"][1] == DETECTIONS * conv
 
 
+def test_a_dense_detector_counts_its_head_on_every_level():
+    """RetinaNet on 256 x 256 pixels: 8 convolutions of 256 channels and two predictors on p3 to p7."""
+    model = stock("COCO-Detection/retinanet_R_50_FPN_3x.yaml")
+    cost = measure(model, (3, 256, 256))
+    positions = sum((256 // stride) ** 2 for stride in (8, 16, 32, 64, 128))
+    head = 9 * 256 * positions * (8 * 256 + 9 * 80 + 9 * 4)
+    assert cost.modules["head"] == (sum(p.numel() for p in model.head.parameters()), head)
+    assert cost.flops == head + cost.modules["backbone"][1]
+
+
 def test_gc_costs_next_to_nothing():
     cost = measure(on_meta(GlobalContext, 1024), (1024, 50, 84))
     assert cost.flops == 2 * 1024 * 50 * 84 + 2 * 1024 * 64

@@ -134,6 +134,10 @@ def test_clips_have_the_frames_of_the_config(name, frames):
         (["--config-file", NL, "--input-size", "0", "64"], "--input-size: expected 2 numbers > 0"),
         (["--config-file", NL, "MODEL.RESNETS.DEPTH", "51"], "MODEL.RESNETS.DEPTH 51 is unknown"),
         (["--config-file", NL, "MODEL.RESNETS.DEPHT", "50"], "did you mean MODEL.RESNETS.DEPTH"),
+        (
+            ["--config-file", NL, "MODEL.META_ARCHITECTURE", "SemanticSegmentor"],
+            "SemanticSegmentor cannot be counted, only GeneralizedRCNN, DenseDetector, ActionRCNN",
+        ),
     ],
 )
 def test_bad_arguments_end_with_a_message(analyze, arguments, message):
