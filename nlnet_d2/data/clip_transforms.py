@@ -76,7 +76,7 @@ class RandomSaturation(T.Augmentation):
 def train_augmentations(
     scales: tuple[int, int], sampling: str, crop: int, flips: Sequence[T.Augmentation], color_jitter: float
 ) -> list[T.Augmentation]:
-    """Resize, crop (0: none), ``flips``; vary brightness, contrast, saturation by ``color_jitter``, a share."""
+    """Resize, crop (0: none), flip; change brightness, contrast, saturation by ``color_jitter`` at most."""
     augmentations = [ResizeShorterSide(*scales, sampling)]
     if crop:
         augmentations.append(T.RandomCrop("absolute", (crop, crop)))
