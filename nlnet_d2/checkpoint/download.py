@@ -9,10 +9,11 @@ import hashlib
 import logging
 import os
 import re
-import tempfile
 import urllib.request
 from pathlib import Path
 from urllib.error import URLError
+
+from iopath.common.file_io import file_lock
 
 from nlnet_d2.checkpoint.checkpointer import CheckpointError
 
@@ -95,24 +96,31 @@ def cache_folder() -> Path:
 
 
 def _download(url: str, path: Path, digest: str) -> None:
+    """Put a file into the cache: all processes of a run ask for it, one downloads, the others wait."""
     if os.environ.get("NLNET_D2_OFFLINE", "") not in ("", "0"):
         raise CheckpointError(f"{url} is not in {path.parent}, and NLNET_D2_OFFLINE forbids to download it")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with file_lock(str(path)):  # makes the folder, too
+        if not path.is_file():
+            _fetch(url, path, digest)
+
+
+def _fetch(url: str, path: Path, digest: str) -> None:
     logger.info("Downloading %s to %s", url, path)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-        try:
+    unfinished = path.with_suffix(".part")
+    try:
+        with open(unfinished, "wb") as file:
             found = _copy(url, file)
-            if not found.startswith(digest):
-                raise CheckpointError(
-                    f"{url}: its SHA-256 is {found}, not {digest}: damaged, or another file than is meant. If"
-                    f" not, end the address in #sha256={found}"
-                )
-            os.replace(file.name, path)
-            logger.info("Its SHA-256 is %s", found)
-        except (URLError, TimeoutError, ConnectionError) as error:
-            raise CheckpointError(f"{url} cannot be downloaded: {error}") from error
-        finally:
-            Path(file.name).unlink(missing_ok=True)
+        if not found.startswith(digest):
+            raise CheckpointError(
+                f"{url}: its SHA-256 is {found}, not {digest}: damaged, or another file than is meant. If"
+                f" not, end the address in #sha256={found}"
+            )
+        unfinished.replace(path)
+        logger.info("Its SHA-256 is %s", found)
+    except (URLError, TimeoutError, ConnectionError) as error:
+        raise CheckpointError(f"{url} cannot be downloaded: {error}") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _copy(url: str, file) -> str:
@@ -130,5 +138,4 @@ def _copy(url: str, file) -> str:
     promised = int(response.headers.get("Content-Length", size))
     if size != promised:  # a connection that breaks looks like an end
         raise ConnectionError(f"{size} of {promised} bytes arrived")
-    file.flush()
     return sha.hexdigest()

@@ -4,9 +4,12 @@ import argparse
 import collections
 import hashlib
 import io
+import os
 import pickle
 import re
 import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -152,6 +155,11 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
+def files(cache):
+    """What the cache holds, but for the locks of downloads."""
+    return [path for path in cache.iterdir() if path.suffix != ".lock"]
+
+
 def test_download_once_and_per_host(cache, monkeypatch):
     """iopath's cache ignores the host: a file of one becomes the answer of another."""
     web = Web({"https://a.org/zoo/R-50.pkl": b"one", "https://b.org/zoo/R-50.pkl": b"two"})
@@ -159,11 +167,37 @@ def test_download_once_and_per_host(cache, monkeypatch):
     for _ in range(2):
         assert local_path("https://a.org/zoo/R-50.pkl").read_bytes() == b"one"
         assert local_path("https://b.org/zoo/R-50.pkl").read_bytes() == b"two"
-    assert web.asked == 2 and len(list(cache.iterdir())) == 2
+    assert web.asked == 2 and len(files(cache)) == 2
     monkeypatch.setenv("NLNET_D2_OFFLINE", "1")
     assert local_path("https://a.org/zoo/R-50.pkl").read_bytes() == b"one"
     with pytest.raises(CheckpointError, match="NLNET_D2_OFFLINE forbids"):
         local_path("https://a.org/zoo/R-101.pkl")
+
+
+def test_what_another_process_downloads_is_waited_for(cache, monkeypatch):
+    """The processes of a run start together: a file of gigabytes comes once, not once for each."""
+
+    @contextmanager
+    def lock(path):
+        Path(path).parent.mkdir()
+        Path(path).write_bytes(b"the other's")  # while this process waited
+        yield
+
+    web = Web({"https://a.org/x.pkl": b"own"})
+    monkeypatch.setattr(urllib.request, "urlopen", web)
+    monkeypatch.setattr("nlnet_d2.checkpoint.download.file_lock", lock)
+    assert local_path("https://a.org/x.pkl").read_bytes() == b"the other's"
+    assert web.asked == 0
+
+
+def test_a_download_can_be_read_by_whom_the_umask_lets(cache, monkeypatch):
+    """NLNET_D2_CACHE may be shared by a group."""
+    monkeypatch.setattr(urllib.request, "urlopen", Web({"https://a.org/x.pkl": b"weights"}))
+    before = os.umask(0o027)
+    try:
+        assert local_path("https://a.org/x.pkl").stat().st_mode & 0o777 == 0o640
+    finally:
+        os.umask(before)
 
 
 def test_detectron2_addresses(cache, monkeypatch):
@@ -185,7 +219,7 @@ def test_hash_of_a_download(cache, monkeypatch):
     for wrong in ("sha256=", f"sha256={digest[:8]}", f"md5={digest}", digest):
         with pytest.raises(CheckpointError, match="expected #sha256= and 64 hexadecimal digits"):
             local_path(f"https://a.org/x.pth#{wrong}")
-    assert len(list(cache.iterdir())) == 2, "nothing half-checked stays in the cache"
+    assert len(files(cache)) == 2, "nothing half-checked stays in the cache"
 
 
 @pytest.mark.parametrize(
@@ -201,7 +235,7 @@ def test_hash_in_the_name_of_a_download(cache, monkeypatch, name):
     monkeypatch.setattr(urllib.request, "urlopen", Web({f"https://a.org/{name}": b"something else"}))
     with pytest.raises(CheckpointError, match=rf"its SHA-256 is .*, not {name[-12:-4]}"):
         local_path(f"https://a.org/{name}")
-    assert not list(cache.iterdir())
+    assert not files(cache)
 
 
 def test_known_hashes(cache, monkeypatch):
@@ -215,7 +249,7 @@ def test_known_hashes(cache, monkeypatch):
     monkeypatch.setattr(urllib.request, "urlopen", Web({address_of(source): b"something else"}))
     with pytest.raises(CheckpointError, match="its SHA-256 is .*, not 3c25caca37ba"):
         local_path(source)
-    assert not list(cache.iterdir())
+    assert not files(cache)
 
 
 def test_a_download_that_breaks_off(cache, monkeypatch):
@@ -223,7 +257,7 @@ def test_a_download_that_breaks_off(cache, monkeypatch):
     monkeypatch.setattr(urllib.request, "urlopen", Web(page, **{"Content-Length": "7"}))
     with pytest.raises(CheckpointError, match="x.pkl cannot be downloaded: 5 of 7 bytes arrived"):
         local_path("https://a.org/x.pkl")
-    assert not list(cache.iterdir())
+    assert not files(cache)
 
 
 @pytest.mark.parametrize("name", ["model-20200205.pth", "ViT-B_16-224.npz", "c2-R-50.pkl"])
@@ -253,7 +287,7 @@ def test_redirect_away_from_https(cache, monkeypatch):
     monkeypatch.setattr(urllib.request, "urlopen", web)
     with pytest.raises(CheckpointError, match="leads to http://a.org"):
         local_path("https://a.org/x.pkl")
-    assert not list(cache.iterdir())
+    assert not files(cache)
 
 
 def test_no_network_and_too_large(cache, monkeypatch):
@@ -263,7 +297,7 @@ def test_no_network_and_too_large(cache, monkeypatch):
     monkeypatch.setattr("nlnet_d2.checkpoint.download.MAX_BYTES", 3)
     with pytest.raises(CheckpointError, match="more than 3 bytes"):
         local_path("https://a.org/x.pkl")
-    assert not list(cache.iterdir())
+    assert not files(cache)
 
 
 def test_local_paths_stay_as_they_are(tmp_path):
