@@ -92,7 +92,8 @@ def _origin_of_detectron2() -> str:
     """Version, who built it, and whether its operators are compiled."""
     import detectron2
 
-    compiled = not (importlib.util.find_spec("detectron2._C").origin or "").endswith(".py")
+    module = importlib.util.find_spec("detectron2._C")  # None in a checkout that was not built
+    compiled = module is not None and not (module.origin or "").endswith(".py")
     operators = "compiled operators" if compiled else "no compiled operators: rotated boxes are not available"
     folder = Path(detectron2.__file__).parent
     try:
@@ -130,7 +131,7 @@ def _recipes_and_weights() -> Iterator[Line]:
 
     yield Line("ok", "recipes", str(CONFIGS))
     folder = cache_folder()
-    files = [path for path in folder.glob("*") if path.is_file()]
+    files = [path for path in folder.glob("*") if path.is_file() and not path.suffix]  # no locks
     size = sum(path.stat().st_size for path in files) / 1e9
     offline = os.environ.get("NLNET_D2_OFFLINE", "") not in ("", "0")
     note = ", NLNET_D2_OFFLINE forbids downloads" if offline else ""

@@ -134,6 +134,15 @@ def test_doctor_says_where_detectron2_is_from(nlnet, monkeypatch, version, text)
     assert text in nlnet("doctor")[1]
 
 
+def test_doctor_on_a_detectron2_that_was_not_built(nlnet, monkeypatch):
+    """As a checkout on PYTHONPATH: it can be imported, and there is no detectron2._C."""
+    find = doctor.importlib.util.find_spec
+    monkeypatch.setattr(
+        doctor.importlib.util, "find_spec", lambda name: None if name == "detectron2._C" else find(name)
+    )
+    assert re.search("detectron2 .* no compiled operators", nlnet("doctor")[1])
+
+
 @pytest.mark.parametrize("module", ["detectron2", "torch", "fvcore"])
 def test_doctor_works_without_what_it_looks_for(module):
     """Each row is there as far as it can be, and names the remedy; no traceback."""
