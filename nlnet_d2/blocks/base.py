@@ -3,7 +3,7 @@
 The contract: ``Block(channels, *, dim, **options)`` is a module that maps x (N, C, H, W), or (N, C, T, H, W)
 with ``dim=3``, to a tensor of the same shape; it is the identity at initialisation where its paper says so,
 and trainable from there. To add one: a file in this folder with a class under ``@BLOCKS.register()``, and a
-config. Tests over the registry cover it by existing.
+config. The tests run over the whole registry, so they cover it at once.
 
 A block is data, an entry of ``MODEL.CONTEXT.BLOCKS``::
 
