@@ -1,4 +1,4 @@
-# All targets set up their environment themselves, once; see "Installation" in README.md.
+# All targets set up their environment themselves, once; see "Install" in README.md.
 #   make PYTHON=python3.12 ...   the Python (>= 3.10) that .venv is made of
 #   make VENV=/some/folder ...   another place for the environment
 #   make VENV= ...               no environment of ours: use $(PYTHON) as it is
@@ -68,5 +68,5 @@ $(VENV)/.ready: setup.py pyproject.toml tools/install_detectron2.py tools/detect
 check-environment:
 	@$(PY) -c "import sys, importlib.util as util; sys.path = [p for p in sys.path if p]; \
 	    missing = [name for name in sys.argv[1:] if not util.find_spec(name)]; \
-	    sys.exit(f'$(PY) lacks {missing}: see Installation in README.md, or call make without VENV=' if missing else 0)" \
+	    sys.exit(f'$(PY) lacks {missing}: see Install in README.md, or call make without VENV=' if missing else 0)" \
 	    torch torchvision cv2 detectron2 nlnet_d2 pytest

@@ -62,5 +62,5 @@ def _usage() -> str:
     return (
         "usage: nlnet-d2 COMMAND [ARGUMENTS]\n\nDetection, segmentation, pose and actions, on Detectron2.\n\n"
         f"{rows}\n\nnlnet-d2 COMMAND --help says more. Exit codes: 0 done, 2 usage or config, 3 data, "
-        "checkpoint or disk,\n4 the loss is not finite, 130 and 143 signals."
+        "checkpoint or disk,\n4 the loss is not finite, 130, 138 and 143 signals."
     )

@@ -17,10 +17,11 @@ def key_frame_index(second: float, start_second: float, fps: float) -> int:
 
 
 def clip_frames(key_frame: int, num_frames: int, stride: int, length: int) -> list[int]:
-    """Frames of the clip around a key frame.
+    """Frames of the clip around a key frame: ``num_frames`` of them, ``stride`` apart.
 
-    ``num_frames`` of them, ``stride`` apart, the key frame at position ``key_position(num_frames)`` where the
-    clip is as long before as after. Beyond the borders of the video its first or last frame is repeated.
+    They begin ``num_frames * stride // 2`` frames before the key frame, as in PySlowFast. So the key frame is
+    at ``key_position(num_frames)`` where ``num_frames`` is even or ``stride`` is 1; otherwise the clip may
+    step over it. Beyond the borders of the video its first or last frame is repeated.
 
     Args:
         length: number of frames of the video.
@@ -41,5 +42,5 @@ def clip_frames(key_frame: int, num_frames: int, stride: int, length: int) -> li
 
 
 def key_position(num_frames: int) -> int:
-    """Position of the key frame in a clip; behind the middle where the number of frames is even."""
+    """Position of the key frame in a clip: the middle, or the first of the second half of an even number."""
     return num_frames // 2

@@ -39,7 +39,7 @@ def exit_code(function: Callable, *args) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 128 + signal.SIGINT
-    except BrokenPipeError:  # of who reads the output, for nlnet_d2_command
+    except BrokenPipeError:  # whoever reads the output has gone: nlnet_d2_command ends quietly
         raise
     except tuple(EXIT_CODES) as error:
         sys.stderr.write(f"error: {error}\n")

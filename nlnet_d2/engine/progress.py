@@ -39,9 +39,7 @@ class ProgressBar(EventWriter):
         if "lr" not in storage.histories():  # not one iteration was completed
             return
         if self.bar is None:  # only now it is known where the run starts
-            size = (
-                shutil.get_terminal_size()
-            )  # tqdm shows nothing on a terminal that has none, as in containers
+            size = shutil.get_terminal_size()  # tqdm shows nothing where a terminal has no size (containers)
             self.bar = tqdm(total=self.max_iter, initial=storage.iter, ncols=size.columns, nrows=size.lines)
         numbers = {"loss": storage.history("total_loss").median(20), "lr": storage.history("lr").latest()}
         if "time" in storage.histories():

@@ -52,8 +52,10 @@ class TrainStep(SimpleTrainer):
         self.gradient_norm = math.nan
 
     def run_step(self) -> None:
-        """Raises:
-        Diverged: a loss or the gradient is not finite; the weights are still those of the last iteration.
+        """Forward and backward on the next batch, in its parts, then one update of the weights.
+
+        Raises:
+            Diverged: a loss or the gradient is not finite; the weights are those of the last iteration.
         """
         start = time.perf_counter()
         batch = next(self._data_loader_iter)
