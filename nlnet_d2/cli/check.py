@@ -12,14 +12,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 
 from nlnet_d2.data.ava_check import check_ava, format_report
 from nlnet_d2.data.check import check_coco, files_of
-from nlnet_d2.data.datasets.ava import AvaSource, action_names, is_ava, register_ava
+from nlnet_d2.data.datasets.ava import AvaSource, register_ava
 from nlnet_d2.data.datasets.coco import register_coco_data
 from nlnet_d2.data.errors import DataError
-from nlnet_d2.data.statistics import Statistics, ava_statistics, coco_statistics
+from nlnet_d2.data.statistics import statistics_of
 from nlnet_d2.engine.config import suggest
 from nlnet_d2.engine.errors import ConfigError, exit_code
 from nlnet_d2.evaluation.gallery import draw_samples
@@ -32,7 +32,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("data", help="a JSON or CSV file, a folder, or a name")
     parser.add_argument("folder", nargs="?", help="where the images or videos of the file are")
     parser.add_argument(
-        "--picture", default="samples.png", metavar="PNG", help="draw samples there ('' to not)"
+        "--picture", default="samples.png", metavar="PNG", help="draw samples there ('': do not)"
     )
     parser.add_argument("--samples", type=int, default=12, metavar="N", help="how many (default: 12)")
     parser.add_argument(
@@ -40,9 +40,11 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--decode", action="store_true", help="decode every image or key frame (slow)")
     images = parser.add_argument_group("images in COCO format")
-    images.add_argument("--masks", choices=("polygon", "bitmask"), help="masks will be trained, given so")
-    images.add_argument("--keypoints", action="store_true", help="keypoints will be trained")
-    images.add_argument("--unlabelled", action="store_true", help="no annotations are needed: a test set")
+    images.add_argument(
+        "--masks", choices=("polygon", "bitmask"), help="check for a training of masks, given in this form"
+    )
+    images.add_argument("--keypoints", action="store_true", help="check for a training of keypoints")
+    images.add_argument("--unlabelled", action="store_true", help="a test set, which needs no annotations")
     clips = parser.add_argument_group("clips in AVA's format")
     add_clip_options(clips)
     return parser.parse_args(argv)
@@ -88,7 +90,7 @@ def check(args: argparse.Namespace) -> None:
         raise DataError(f"{problems} problem(s), see above; statistics and pictures come when there are none")
     if args.data not in DatasetCatalog:
         register_ava(args.data, files) if clips else register_coco_data(args.data, *files)
-    print(f"\n{_statistics(args.data)}")
+    print(f"\n{statistics_of(args.data)}")
     if args.picture:
         draw_samples(args.data, args.picture, args.samples)
         print(f"\nsamples with their ground truth: {args.picture}")
@@ -136,12 +138,6 @@ def _check_clips(source: AvaSource, args: argparse.Namespace) -> int:
     videos, findings = check_ava(source, args.decode)
     print(format_report(videos, findings, args.limit))
     return len(findings)
-
-
-def _statistics(name: str) -> Statistics:
-    if is_ava(name):
-        return ava_statistics(DatasetCatalog.get(name), action_names(name))
-    return coco_statistics(MetadataCatalog.get(name).json_file)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from tabulate import tabulate
+
+from nlnet_d2.data.datasets.ava import action_names, is_ava
 
 SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, float("inf"))}  # COCO's, in pixels
 
@@ -32,6 +35,18 @@ class Statistics:
         return (
             f"{totals}\n\n{tabulate(rows, headers, disable_numparse=[0], colalign=('left', *['right'] * 3))}"
         )
+
+
+def statistics_of(name: str) -> Statistics:
+    """Statistics of a registered data set in COCO's or AVA's format; an embedded one is drawn at first use.
+
+    Raises:
+        OSError, DataError: its files are not there, or cannot be read.
+    """
+    records = DatasetCatalog.get(name)
+    if is_ava(name):
+        return ava_statistics(records, action_names(name))
+    return coco_statistics(MetadataCatalog.get(name).json_file)
 
 
 def coco_statistics(json_file: str) -> Statistics:

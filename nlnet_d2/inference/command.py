@@ -33,18 +33,32 @@ def argument_parser(description: str | None = None) -> argparse.ArgumentParser:
         metavar="SOURCE",
         help="images, videos, folders, globs, or the number of a webcam",
     )
-    what.add_argument("--video", metavar="FILE", help="a video whose people act; the config is of clips")
-    parser.add_argument("--output", required=True, help="folder; for one picture or video also a file")
-    parser.add_argument("--batch-size", type=int, default=4, metavar="N", help="pictures or clips at once")
+    what.add_argument("--video", metavar="FILE", help="a video for an action model")
+    parser.add_argument("--output", required=True, help="a folder; or, for one picture or video, a file")
     parser.add_argument(
-        "--confidence-threshold", type=float, default=0.5, metavar="P", help="what scores less is not drawn"
+        "--batch-size", type=int, default=4, metavar="N", help="pictures or clips at once (default: 4)"
+    )
+    parser.add_argument(
+        "--confidence-threshold",
+        type=float,
+        default=0.5,
+        metavar="P",
+        help="do not draw what scores less (default: 0.5)",
     )
     clips = parser.add_argument_group("clips")
     clips.add_argument("--people-config", metavar="C", help="config of a detector that finds the people")
-    clips.add_argument("--people-weights", metavar="FILE", help="its weights")
-    clips.add_argument("--boxes", metavar="CSV", help="the people, in AVA's format with scores, instead")
-    clips.add_argument("--label-map", metavar="PBTXT", help="the actions; default: of the config's data")
-    clips.add_argument("--every", type=float, default=1.0, metavar="SECONDS", help="between two key frames")
+    clips.add_argument("--people-weights", metavar="FILE", help="weights of that detector")
+    clips.add_argument("--boxes", metavar="CSV", help="instead of a detector: the people, in AVA's format")
+    clips.add_argument(
+        "--label-map", metavar="PBTXT", help="names of the actions (default: of the config's data)"
+    )
+    clips.add_argument(
+        "--every",
+        type=float,
+        default=1.0,
+        metavar="SECONDS",
+        help="from one key frame to the next (default: 1)",
+    )
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config options, such as MODEL.WEIGHTS W"
     )

@@ -22,7 +22,7 @@ from nlnet_d2.engine.errors import ConfigError
 from nlnet_d2.inference.config import predict_config
 from nlnet_d2.inference.predictor import takes_clips, trained_model
 from nlnet_d2.reporting.command_line import new_parser, run_command
-from nlnet_d2.reporting.run_folder import CONFIG, here
+from nlnet_d2.reporting.run_folder import CONFIG, device_options
 from nlnet_d2.reporting.scenes import Scene, object_points, read_scene, view_scene
 
 logger = logging.getLogger(__name__)
@@ -45,12 +45,18 @@ def argument_parser(description: str | None = None) -> argparse.ArgumentParser:
         metavar=("X", "Y"),
         help="look from this pixel (repeatable; default: from the centres of what the model finds)",
     )
-    parser.add_argument("--objects", type=int, default=3, metavar="N", help="how many of these centres")
-    parser.add_argument("--min-score", type=float, default=0.5, metavar="P", help="of these")
     parser.add_argument(
-        "--second", type=float, metavar="S", help="of the key frame of a clip (default: middle)"
+        "--objects", type=int, default=3, metavar="N", help="at most so many centres (default: 3)"
     )
-    parser.add_argument("--blocks", default="*", metavar="PATTERN", help="draw these only, such as '*res4*'")
+    parser.add_argument(
+        "--min-score", type=float, default=0.5, metavar="P", help="of what is found (default: 0.5)"
+    )
+    parser.add_argument(
+        "--second", type=float, metavar="S", help="time of the clip in the video (default: its middle)"
+    )
+    parser.add_argument(
+        "--blocks", default="*", metavar="PATTERN", help="draw only blocks of such names, as '*res4*'"
+    )
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config options")
     return parser
 
@@ -74,7 +80,7 @@ def run(args: argparse.Namespace) -> list[Path]:
     except FileNotFoundError as error:
         remedy = "name that of the training with --config-file"
         raise ConfigError(f"there is no config {config}: {remedy}") from error
-    cfg = predict_config(path, [*here(), "MODEL.WEIGHTS", args.weights, *args.opts])
+    cfg = predict_config(path, [*device_options(), "MODEL.WEIGHTS", args.weights, *args.opts])
     scene = read_scene(cfg, args.input, args.second)
     model, points = _model_and_points(cfg, scene, args)
     view = _chosen(view_scene(model, scene, points), args.blocks)

@@ -83,14 +83,14 @@ def read_run(folder: str | Path) -> RunFolder:
         rows[row["iteration"]] = rows.get(row["iteration"], {}) | row  # a resumed run repeats some
     return RunFolder(
         path=folder,
-        cfg=predict_config(str(config), here()),
+        cfg=predict_config(str(config), device_options()),
         metrics=[rows[iteration] for iteration in sorted(rows)],
         launches=list(_json_lines(folder / launches.FILE)),
     )
 
 
-def here() -> list[str]:
-    """Config options without which a config of a machine with a GPU is refused on one without."""
+def device_options() -> list[str]:
+    """Config options that bring a run which was trained on a GPU to the CPU, where there is no GPU."""
     return [] if torch.cuda.is_available() else ["MODEL.DEVICE", "cpu"]
 
 

@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from markupsafe import Markup
 
-from nlnet_d2.data.datasets.ava import action_names, is_ava
+from nlnet_d2.data.datasets.ava import is_ava
 from nlnet_d2.data.errors import DataError
-from nlnet_d2.data.statistics import Statistics, ava_statistics, coco_statistics
+from nlnet_d2.data.statistics import statistics_of
 from nlnet_d2.evaluation.ava import DETECTIONS_FILE
 from nlnet_d2.reporting import charts
 from nlnet_d2.reporting.ava_results import ava_results
@@ -143,7 +142,7 @@ def data_section(run: RunFolder) -> Section:
     tables, notes = [], []
     for name in dict.fromkeys((*run.cfg.DATASETS.TRAIN, *run.cfg.DATASETS.TEST)):
         try:
-            statistics = _statistics(name)
+            statistics = statistics_of(name)
         except (OSError, DataError) as error:
             notes.append(f"{name} is not here: {error}")
             continue
@@ -151,13 +150,6 @@ def data_section(run: RunFolder) -> Section:
         rows = [list(row) for row in statistics.classes]
         tables.append(Table(f"{name}: classes", ["class", "objects", "images"], rows))
     return Section("Data", notes, tables)
-
-
-def _statistics(name: str) -> Statistics:
-    records = DatasetCatalog.get(name)  # an embedded data set is drawn by this
-    if is_ava(name):
-        return ava_statistics(records, action_names(name))
-    return coco_statistics(MetadataCatalog.get(name).json_file)
 
 
 def origin_section(run: RunFolder) -> Section:
