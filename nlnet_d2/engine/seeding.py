@@ -14,7 +14,7 @@ import torch
 
 def combine(*counters: int) -> int:
     """A 63-bit seed from non-negative integers."""
-    return int(np.random.SeedSequence(counters).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence(counters).generate_state(1, np.uint64)[0]) >> 1
 
 
 def seed_all(*counters: int) -> None:
