@@ -1,6 +1,7 @@
 """nlnet_d2: long-range context, normalisation, transformer backbones and action detection for Detectron2.
 
-Importing this package fills Detectron2's registries; ``add_nlnet_config(cfg)`` adds its config keys.
+Importing this package fills Detectron2's registries and its catalog of data sets, and silences two warnings
+that detectron2 0.6 causes; ``add_nlnet_config(cfg)`` adds its config keys.
 """
 
 import importlib.util
@@ -17,7 +18,7 @@ if importlib.util.find_spec("detectron2") is None:
         "or build upstream's: pip install --no-build-isolation git+https://github.com/facebookresearch/detectron2"
     )
 
-# detectron2 0.6 does both; its users can do nothing about it.
+# detectron2 0.6 causes both, and its users can do nothing about them.
 warnings.filterwarnings("ignore", ".*torch.jit.*deprecated", FutureWarning)
 warnings.filterwarnings("ignore", "torch.meshgrid: in an upcoming release", UserWarning)
 

@@ -1,7 +1,8 @@
 """Pictures of attention: heat maps over the frames, and arrows to the strongest positions.
 
-Brightness grows with the square root of a weight, or one strong position would hide all others. The brightest
-colour stands for the strongest, or for twice the average, or maps without any preference would dazzle.
+Brightness grows with the square root of a weight, so that one strong position does not hide all others. The
+brightest colour stands for the strongest weight of a map, but at least for twice the average: a map that
+prefers nothing is not all bright.
 
 The arrows are those of figure 3 of "Non-local Neural Networks" (arXiv 1711.07971): from the query to the 20
 positions with the highest weights, in all frames; those with less than ``FAINT`` of the highest are left out.

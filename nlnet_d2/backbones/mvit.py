@@ -2,7 +2,7 @@
 
 Names of parameters are Detectron2's, so its published weights fit. Different on purpose: no timm and no
 fairscale; queries, keys and values are pooled as one channels-last map of all heads; the channels may also
-grow in the perceptron before a stage, which image and video checkpoints need (``expand_attn``).
+grow in the perceptron before a stage (``expand_attn=False``), as in the checkpoint MViTv2_L_in1k.
 """
 
 from collections.abc import Sequence

@@ -48,10 +48,10 @@ class ContextBlockMixin(nn.Module):
         self.use_act_checkpoint = use_act_checkpoint
         blocks: dict[str, list[nn.Module]] = {}
         for spec in context:
-            if spec.position != "after_add" and spec.position.removeprefix("after_") not in self.convs:
-                raise ValueError(f"{KEY}: {spec.name}: a basic residual block has no {spec.position[6:]}")
-            inner = spec.position in ("after_conv1", "after_conv2")
-            channels = getattr(self, spec.position[6:]).out_channels if inner else out_channels
+            layer = spec.position.removeprefix("after_")
+            if layer not in (*self.convs, "add"):
+                raise ValueError(f"{KEY}: {spec.name}: a basic residual block has no {layer}")
+            channels = out_channels if layer == "add" else getattr(self, layer).out_channels
             blocks.setdefault(spec.position, []).append(spec.build(channels, self.dim))
         for position, modules in blocks.items():
             self.add_module(position, nn.Sequential(*modules))

@@ -26,7 +26,7 @@ def non_local(block: NonLocal, x: torch.Tensor) -> torch.Tensor:
 
 
 def global_context(block: GlobalContext, x: torch.Tensor) -> torch.Tensor:
-    """arXiv 1904.11492, section 3.4, additive fusion: (N, C, H, W) -> (N, C, H, W)."""
+    """arXiv 1904.11492, "Global Context Block", additive fusion: (N, C, H, W) -> (N, C, H, W)."""
     alpha = block.conv_mask(x).flatten(2).softmax(-1)  # (N, 1, P)
     context = x.flatten(2) @ alpha.transpose(1, 2)  # (N, C, 1)
     return x + block.channel_add_conv(context.unsqueeze(3))
@@ -35,6 +35,7 @@ def global_context(block: GlobalContext, x: torch.Tensor) -> torch.Tensor:
 def attention(q, k, v, table_h, table_w, q_hw, k_hw) -> torch.Tensor:
     """arXiv 2112.01526, equations 3 and 4: softmax(q kT / sqrt(d) + E) v with E_ij = q_i . (R^h_ij + R^w_ij).
 
+    As in the authors' code, E is not divided by sqrt(d); equation 3 divides it too.
     Shapes as in ``nlnet_d2.layers.attention.attend``; tables as in ``relative_positions``.
     """
     logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)

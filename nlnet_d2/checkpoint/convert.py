@@ -1,4 +1,4 @@
-"""Names and tensors of a file become those of a model: matched in full, and what does not fit is said.
+"""Names and tensors of a file become those of a model: every tensor is matched, or named in the report.
 
 A file names its tensors from the detector on, or from the backbone on, or is one block; and so may the model
 be. ``ROOTS`` lists what may have to be put in front of a name, or taken away; nothing else is tried.

@@ -16,7 +16,7 @@ import numpy as np
 from nlnet_d2.checkpoint.checkpointer import CheckpointError
 
 MEMO = {"PUT", "BINPUT", "LONG_BINPUT"}
-CHANGES = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"}  # what is below on the stack
+CHANGES = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"}  # the object below on the stack
 DEPTH = 50  # of tuples in tuples; those of weights have two or three
 
 

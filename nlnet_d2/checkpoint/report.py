@@ -31,7 +31,7 @@ class LoadReport:
 
     origin: name of the table in ``checkpoint/sources``.
     used, missing, mismatched: parameters and buffers of the model, in our names.
-    unexpected: tensors of the file that the model has no place for, in its names.
+    unexpected: tensors of the file that the model has no place for, in the file's names.
     dropped: tensors of the file that its origin's table leaves out, with the reason.
     filled: those of ``used`` that are constants because the file leaves them out, with the reason.
     expects: settings that the weights were trained with and that nobody has checked.

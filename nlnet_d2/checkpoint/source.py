@@ -18,11 +18,11 @@ class Source:
     marks: (pattern, dimensions): each must match the name of some tensor, of so many dimensions (0: any).
     absent: patterns that match no name. The origin is recognised by marks and absent.
     drops: (pattern, reason): tensors that no model here has a use for.
-    stacked: parts of names, of which the tensors are one tensor here: see ``stack``.
+    stacked: parts of names; tensors whose names differ in these alone become one, see ``stack``.
     renames: (pattern, replacement), applied one after the other to each remaining name. The result is a name
         of ours, of the whole model or from the backbone on.
     ops: (pattern of our names, operation): changes to the tensors, all that match, in order.
-    fills: (pattern of our names, value, reason): constants for what a file has not one of.
+    fills: (pattern of our names, value, reason): constants for parameters that a file leaves out altogether.
     expects: the settings that the weights were trained with and that no file records.
     refused: why nothing of this origin can be loaded; empty where it can.
     """

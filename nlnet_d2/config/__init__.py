@@ -72,8 +72,8 @@ def _add_video(model: CN) -> None:
     # networks: [3, 4, 6, 3].
     model.VIDEO.TEMPORAL_BLOCKS = []
     model.VIDEO.RES5_STRIDE = 2  # detection: 1, with MODEL.RESNETS.RES5_DILATION 2
-    # SlowFast. The slow pathway sees one of ALPHA frames: of the first to the last (linspace: the weights of
-    # PySlowFast and pytorchvideo) or every ALPHA-th (nearest: those of mmaction2).
+    # SlowFast. The slow pathway sees one frame in ALPHA: spread evenly from the first to the last (linspace:
+    # the weights of PySlowFast and pytorchvideo), or every ALPHA-th (nearest: those of mmaction2).
     model.VIDEO.ALPHA = 4
     model.VIDEO.SLOW_FRAMES = "linspace"
     model.VIDEO.BETA_INV = 8  # channels of the slow pathway / those of the fast one

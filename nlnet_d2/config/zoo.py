@@ -15,7 +15,7 @@ def config_files(folder: Path = CONFIGS) -> list[Path]:
 
 
 def list_configs(pattern: str = "*") -> list[str]:
-    """Names of the recipes, such as ``coco/mask_rcnn_nl_R50_FPN.yaml``, that a glob fits, all or a part."""
+    """Names of the recipes, such as ``coco/mask_rcnn_nl_R50_FPN.yaml``, that contain a match of a glob."""
     names = [path.relative_to(CONFIGS).as_posix() for path in config_files()]
     return [name for name in names if fnmatchcase(name.lower(), f"*{pattern.lower()}*")]
 

@@ -14,11 +14,11 @@ logger = logging.getLogger(__name__)
 class AverageWeights(HookBase):
     """After every iteration: average = decay * average + (1 - decay) * weights.
 
-    It begins with the weights with which the training begins, or the resumed one if that had no average.
+    It starts from the initial weights, or, in a run resumed without an average, from the resumed weights.
     Buffers, such as the statistics of batch normalisation, are not averaged but copied. The average is part
     of every checkpoint, and ``model_ema.pth`` holds the newest alone, to be given as MODEL.WEIGHTS.
 
-    Stands before what saves and evaluates.
+    It goes before the hooks that save and evaluate.
 
     Args:
         model: the trained model, not wrapped for distributed training.
@@ -30,7 +30,7 @@ class AverageWeights(HookBase):
         model: has the average as its weights.
 
     Raises:
-        ValueError: decay is no share.
+        ValueError: decay is not between 0 and 1.
     """
 
     def __init__(self, model: nn.Module, decay: float, folder: str, period: int):

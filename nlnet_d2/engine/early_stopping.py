@@ -11,12 +11,14 @@ class StoppedEarly(BaseException):  # Detectron2 logs an Exception as a failure
 
 
 class StopEarly(HookBase):
-    """Leaves when so many evaluations in a row were not better than the best; stands after ``KeepBest``.
+    """Ends the training after a number of evaluations that were not better than the best before them.
+
+    It goes after ``KeepBest`` in the list of hooks.
 
     Args:
-        best: of the main process, None in the others.
+        best: the ``KeepBest`` of the main process; None in the others.
         period: iterations from one evaluation to the next.
-        patience: evaluations.
+        patience: how many evaluations in a row.
     """
 
     def __init__(self, best: KeepBest | None, period: int, patience: int):

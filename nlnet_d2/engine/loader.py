@@ -53,7 +53,7 @@ def plan_batches(
 
 
 class ReadError(DataError):
-    """A training sample that cannot be read, or that its process died of."""
+    """A training sample that cannot be read, or at which the process that loads data died."""
 
 
 def sample_name(record: dict) -> str:

@@ -16,7 +16,8 @@ def ranks_of_hits(score: np.ndarray, hit: np.ndarray) -> tuple[np.ndarray, np.nd
         hit: (N,) whether a detection is a true positive.
 
     Returns:
-        three times (true positives,): with later rows, false positives, true ones first among equal scores.
+        three arrays (true positives,), which differ in what comes first among equal scores: the later row,
+        the false positives, the true positives.
     """
     hits = np.sort(score[hit])[::-1]
     close, ahead = _close_to(hits, score)

@@ -104,12 +104,12 @@ def norm_argument(norm: str) -> str | Callable[[int], nn.Module]:
     """What to pass as ``norm`` to a module of Detectron2, so that it builds its layers with ``get_norm``.
 
     Such a module takes a name or a callable, and its convolutions have a bias if it is "". LN becomes a
-    ``nn.LayerNorm``: upstream's own class is left out of SOLVER.WEIGHT_DECAY_NORM.
+    subclass of ``nn.LayerNorm``, which SOLVER.WEIGHT_DECAY_NORM covers; upstream's own LN is not covered.
     """
     return partial(get_norm, norm) if norm else ""
 
 
 def is_constant(norm: nn.Module | None) -> bool:
-    """Whether a norm multiplies and adds constants: one that is frozen, or evaluated by what it has seen."""
+    """Whether a norm multiplies and adds constants: frozen, or batch normalisation by running statistics."""
     evaluated = isinstance(norm, _BatchNorm) and not norm.training and norm.running_var is not None
     return evaluated or isinstance(norm, FrozenBatchNorm2d)

@@ -25,7 +25,7 @@ class ActionRCNN(nn.Module):
         pixel_mean, pixel_std: per channel, of RGB values in 0 ... 255.
     """
 
-    takes_clips = True  # or the config is refused for data sets of clips
+    takes_clips = True  # engine/config.py compares it with the data sets: clips, not images
 
     @configurable
     def __init__(

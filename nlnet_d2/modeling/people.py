@@ -77,7 +77,7 @@ def _key_maps(features: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 class FrozenDetector(nn.Module):
     """Another detector of Detectron2, as it is: it neither learns nor changes.
 
-    It sees ``key_frame`` of an input, (3, H', W') RGB: the key frame at full size; else that of the clip.
+    It sees an input's ``key_frame``, (3, H', W') RGB at full size; without one, frame T // 2 of the clip.
 
     Args:
         detector: a model that maps list[dict] with ``image``, ``height``, ``width`` to list[dict] with
@@ -85,7 +85,8 @@ class FrozenDetector(nn.Module):
             of the whole model, under ``people.detector.``.
         person_class: its class of people.
         score_threshold: people below it are left out.
-        min_size, max_size: shorter side, and limit of the longer one, in pixels, to which it sees key frames.
+        min_size, max_size: the shorter side of key frames as it sees them, and the limit of the longer one,
+            in pixels.
         input_format: "RGB" or "BGR", what it takes.
     """
 
