@@ -10,56 +10,23 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog
 from detectron2.engine import default_argument_parser
-from detectron2.modeling import (
-    BACKBONE_REGISTRY,
-    META_ARCH_REGISTRY,
-    PROPOSAL_GENERATOR_REGISTRY,
-    ROI_BOX_HEAD_REGISTRY,
-    ROI_HEADS_REGISTRY,
-    ROI_KEYPOINT_HEAD_REGISTRY,
-    ROI_MASK_HEAD_REGISTRY,
-)
+from detectron2.modeling import META_ARCH_REGISTRY
 
 from nlnet_d2.blocks.base import nearest
 from nlnet_d2.config import add_nlnet_config
 from nlnet_d2.config.files import read_yaml
 from nlnet_d2.config.zoo import find_config
-from nlnet_d2.data.clip_transforms import SAMPLINGS
-from nlnet_d2.data.datasets.ava import WITHOUT_PEOPLE, action_names, is_ava, register_ava_from_config
+from nlnet_d2.data.datasets.ava import action_names, is_ava, register_ava_from_config
 from nlnet_d2.data.datasets.coco import num_classes, num_keypoints, register_from_config
 from nlnet_d2.data.errors import DataError
+from nlnet_d2.engine.config_check import check_values, lookup
 from nlnet_d2.engine.errors import ConfigError
 from nlnet_d2.engine.precision import training_precision
-from nlnet_d2.evaluation.protocols import PROTOCOLS
-from nlnet_d2.layers.norm import GROUPS
 
 logger = logging.getLogger(__name__)
 
-REGISTRIES = {
-    "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
-    "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
-    "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
-    "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
-    "MODEL.ROI_BOX_HEAD.NAME": ROI_BOX_HEAD_REGISTRY,
-    "MODEL.ROI_MASK_HEAD.NAME": ROI_MASK_HEAD_REGISTRY,
-    "MODEL.ROI_KEYPOINT_HEAD.NAME": ROI_KEYPOINT_HEAD_REGISTRY,
-}
-CHOICES = {
-    "SOLVER.AMP.PRECISION": ("auto", "fp16", "bf16"),
-    "SOLVER.UNIT": ("iterations", "epochs"),
-    "INPUT.CLIP.SCALE_SAMPLING": SAMPLINGS,
-    "INPUT.CLIP.WITHOUT_PEOPLE": WITHOUT_PEOPLE,
-    "TEST.AVA_PROTOCOL": tuple(PROTOCOLS),
-}
 COCO_KEYPOINTS = 17  # those whose OKS sigmas the evaluation knows
-# Where a norm may stand, and the channels that it normalises.
-GROUPED = [
-    ("MODEL.FPN", "OUT_CHANNELS"),
-    ("MODEL.ROI_BOX_HEAD", "CONV_DIM"),
-    ("MODEL.ROI_MASK_HEAD", "CONV_DIM"),
-]
 WITHOUT_DATA = ("DATASETS.TRAIN", "()", "DATASETS.TEST", "()")  # options for what needs the model alone
-NO_MODULE = ("", "PrecomputedProposals")  # values that Detectron2 understands without a registry
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -107,10 +74,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
         ("REGISTER_AVA", args.ava_dataset, ("NAME", "ANNOTATIONS", "LABEL_MAP", "VIDEOS")),
     ):
         cfg.DATASETS[key] = [*cfg.DATASETS[key], *(dict(zip(fields, words, strict=True)) for words in flags)]
-    _check_names(cfg)
-    _check_choices(cfg)
-    _check_groups(cfg)
-    _refuse_pickles(cfg)
+    check_values(cfg)
     register_data(cfg)
     _fit_to_data(cfg, given)
     _fit_to_machine(cfg, given)
@@ -225,49 +189,11 @@ def leaves(tree: Mapping, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key}"
 
 
-def lookup(cfg: CfgNode, key: str):
-    """The value of a dotted key."""
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg
-
-
-def _check_names(cfg: CfgNode) -> None:
-    """All parts of the model must be registered."""
-    for key, registry in REGISTRIES.items():
-        name = lookup(cfg, key)
-        if name not in NO_MODULE and name not in registry:
-            hint = nearest(name, sorted(known for known, _ in registry))
-            raise ConfigError(f"{key}: nothing is registered as {name!r}; {hint}")
-
-
-def _check_choices(cfg: CfgNode) -> None:
-    for key, choices in CHOICES.items():
-        if lookup(cfg, key) not in choices:
-            known = f"{', '.join(choices[:-1])} or {choices[-1]}"
-            raise ConfigError(f"{key} is {known}, got {lookup(cfg, key)!r}")
-
-
-def _check_groups(cfg: CfgNode) -> None:
-    """Stock modules would fail on GN with a message that names no key."""
-    for section, channels in GROUPED:
-        node = lookup(cfg, section)
-        if node.NORM == "GN" and node[channels] % GROUPS:
-            raise ConfigError(
-                f"{section}.NORM: GN has {GROUPS} groups, which do not divide the {node[channels]} channels "
-                f"of {section}.{channels}; choose a multiple of {GROUPS}, or another norm"
-            )
-
-
-def _refuse_pickles(cfg: CfgNode) -> None:
-    if cfg.MODEL.LOAD_PROPOSALS:
-        raise ConfigError(
-            "MODEL.LOAD_PROPOSALS: files of proposals are pickles, which Detectron2 runs; leave it False and "
-            "take the proposals of a network (MODEL.PROPOSAL_GENERATOR.NAME RPN)"
-        )
-
-
 def _fit_to_machine(cfg: CfgNode, given: set[str]) -> None:
+    try:
+        torch.device(cfg.MODEL.DEVICE)
+    except RuntimeError as error:
+        raise ConfigError(f"MODEL.DEVICE {cfg.MODEL.DEVICE!r}: expected cpu or cuda; {error}") from error
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         if "MODEL.DEVICE" in given:
             raise ConfigError(

@@ -19,7 +19,7 @@ from nlnet_d2.engine.errors import ConfigError, exit_code, is_unexplained
 from nlnet_d2.engine.launch import launch
 from nlnet_d2.engine.launches import noted
 from nlnet_d2.engine.progress import consoles
-from nlnet_d2.engine.trainer import Trainer
+from nlnet_d2.engine.trainer import Trainer, evaluator_kind
 from nlnet_d2.engine.weights import load_complete
 
 logger = logging.getLogger(__name__)
@@ -64,6 +64,8 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> dict | None:
 def set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Logs, seeds and a copy of the config in OUTPUT_DIR; then look at the data before hours are lost."""
     register_data(cfg)  # again: child processes start afresh
+    for name in cfg.DATASETS.TEST:
+        evaluator_kind(name)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="nlnet_d2")
     default_setup(cfg, args)
     for console in consoles("detectron2"):

@@ -41,6 +41,21 @@ logger = logging.getLogger(__name__)
 EMA = "ema"  # where the results of the averaged weights stand
 
 
+def evaluator_kind(dataset_name: str) -> str:
+    """How a data set of DATASETS.TEST is evaluated: "coco" or "ava".
+
+    Raises:
+        ConfigError: in another way, or in none.
+    """
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if kind not in ("coco", "ava"):
+        raise ConfigError(
+            f"DATASETS.TEST: {dataset_name} has evaluator_type {kind!r} in its metadata, coco and ava can be "
+            "evaluated: set one of them, or DATASETS.TEST to ()"
+        )
+    return kind
+
+
 def in_iterations(cfg: CfgNode) -> CfgNode:
     """A schedule in epochs (SOLVER.UNIT), in iterations: as many as show every sample so often."""
     if cfg.SOLVER.UNIT == "iterations":
@@ -257,6 +272,13 @@ class Trainer(DefaultTrainer):
             raise ConfigError(str(error)) from error
 
     @classmethod
+    def build_lr_scheduler(cls, cfg, optimizer):
+        try:
+            return super().build_lr_scheduler(cfg, optimizer)
+        except ValueError as error:
+            raise ConfigError(f"SOLVER: the schedule of this config cannot be built: {error}") from error
+
+    @classmethod
     def build_train_loader(cls, cfg):
         return build_train_loader(cfg)
 
@@ -266,12 +288,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name):
-        kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+        kind = evaluator_kind(dataset_name)
         folder = str(Path(cfg.OUTPUT_DIR, "inference", dataset_name if len(cfg.DATASETS.TEST) > 1 else ""))
         if kind == "ava":
             return AvaEvaluator(dataset_name, folder, cfg.TEST.AVA_PROTOCOL)
-        if kind == "coco":
-            return FastCOCOEvaluator(
-                dataset_name, output_dir=folder, kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS
-            )
-        raise ConfigError(f"DATASETS.TEST: {dataset_name} is of kind {kind!r}; coco and ava can be evaluated")
+        return FastCOCOEvaluator(dataset_name, output_dir=folder, kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS)

@@ -5,7 +5,8 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from tiny_run import CONFIG, arguments
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from tiny_run import CLASSES, CONFIG, arguments
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 BLOCK = "[{'NAME': 'NonLocl', 'AT': {'res4': [-2]}}]"
@@ -29,6 +30,10 @@ BLOCK = "[{'NAME': 'NonLocl', 'AT': {'res4': [-2]}}]"
             "no data set is named 'shapes_trian'; did you mean shapes_train",
         ),
         (["SOLVER.IMS_PER_BATCH", "0"], "IMS_PER_BATCH = 0 must be a positive multiple of 1 (processes)"),
+        (
+            ["SOLVER.LR_SCHEDULER_NAME", "Cosine"],
+            "SOLVER: the schedule of this config cannot be built: ",
+        ),
         (["OUTPUT_DIR", CONFIG], "OUTPUT_DIR: expected a place for a folder, got "),
         pytest.param(
             ["MODEL.DEVICE", "cuda"],
@@ -40,6 +45,19 @@ BLOCK = "[{'NAME': 'NonLocl', 'AT': {'res4': [-2]}}]"
 def test_wrong_option(nlnet, tiny_data, tmp_path, options, message):
     code, _, err = nlnet("train", *arguments(tiny_data, tmp_path, *options))
     assert code == 2 and message in err and "\nerror: " in f"\n{err}" and "Traceback" not in err
+
+
+def test_data_that_cannot_be_evaluated_are_named_before_the_training(nlnet, tiny_data, tmp_path):
+    DatasetCatalog.register("plain_records", list)
+    MetadataCatalog.get("plain_records").thing_classes = list(CLASSES)
+    try:
+        options = "SOLVER.MAX_ITER", "1", "DATASETS.TEST", "['plain_records']"
+        code, _, err = nlnet("train", *arguments(tiny_data, tmp_path / "run", *options))
+    finally:
+        DatasetCatalog.remove("plain_records")
+        MetadataCatalog.remove("plain_records")
+    assert code == 2 and "plain_records has evaluator_type None in its metadata, coco and ava can be" in err
+    assert not (tmp_path / "run" / "metrics.json").exists(), "no training began"
 
 
 @pytest.mark.parametrize("place", ["/dev/full", "."])

@@ -55,6 +55,14 @@ def load(tiny_data, tmp_path):
             r"ROI_BOX_HEAD\.NORM: GN has 32 groups, which do not divide the 48 channels of .*CONV_DIM",
         ),
         (["SOLVER.AMP.PRECISION", "fp8"], r"AMP\.PRECISION is auto, fp16 or bf16, got 'fp8'"),
+        (["INPUT.AUGMENTATION", "lsj"], r"AUGMENTATION is stock, large_scale_jitter or crop_or_resize, got"),
+        (["INPUT.RANDOM_FLIP", "False"], r"RANDOM_FLIP takes str"),
+        (["INPUT.RANDOM_FLIP", "left"], r"RANDOM_FLIP is horizontal, vertical or none, got 'left'"),
+        (["INPUT.MASK_FORMAT", "rle"], r"MASK_FORMAT is polygon or bitmask, got 'rle'"),
+        (["MODEL.RPN.HEAD_NAME", "StandardRPN"], r"RPN\.HEAD_NAME: .*did you mean StandardRPNHead"),
+        (["SOLVER.CHECKPOINT_PERIOD", "0"], r"CHECKPOINT_PERIOD is 1 or more, got 0"),
+        (["TEST.PATIENCE", "5"], r"PATIENCE counts evaluations: set TEST\.EVAL_PERIOD"),
+        (["MODEL.DEVICE", "gpu"], r"MODEL\.DEVICE 'gpu': expected cpu or cuda"),
     ],
 )
 def test_wrong_option(load, options, message):
