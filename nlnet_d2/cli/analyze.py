@@ -58,7 +58,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="the largest input of a training step in so many 10^9 bytes",
     )
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config options: KEY VALUE ...")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if not args.config_file and (args.input_size or args.tree or args.memory or args.opts):
+        parser.error("--input-size, --tree, --memory and config options are for one --config-file")
+    return args
 
 
 def report(config: str, size: tuple[int, ...], cost: Complexity, depth: int = 0) -> dict:
@@ -123,7 +126,7 @@ def analyze_config(args: argparse.Namespace) -> tuple[tuple[int, ...], Complexit
         raise ConfigError(f"--input-size: expected {len(default) - 1} numbers > 0, got {args.input_size}")
     try:
         return size, zoo.analyze(cfg, size)
-    except ValueError as error:
+    except (ValueError, AssertionError) as error:  # Detectron2 asserts
         raise ConfigError(f"{args.config_file}: {error}") from error
 
 
@@ -136,7 +139,7 @@ def run(args: argparse.Namespace) -> None:
             cfg = zoo.read_config(path)
             print(json.dumps(report(str(path), zoo.input_size(cfg), zoo.analyze(cfg))), flush=True)
         return
-    if args.memory and args.config_file:
+    if args.memory:
         result = memory_report(args)
         lines = [f"{key}: {value}" for key, value in result.items()]
         print(json.dumps(result) if args.json else "\n".join(lines))

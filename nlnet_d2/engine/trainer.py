@@ -261,7 +261,7 @@ class Trainer(DefaultTrainer):
     def build_model(cls, cfg):
         try:
             return super().build_model(cfg)
-        except ValueError as error:
+        except (ValueError, AssertionError) as error:  # Detectron2 asserts
             raise ConfigError(f"the model of this config cannot be built: {error}") from error
 
     @classmethod

@@ -133,7 +133,7 @@ def trained_model(cfg: CfgNode) -> nn.Module:
     """
     try:
         model = build_model(cfg)
-    except ValueError as error:
+    except (ValueError, AssertionError) as error:  # Detectron2 asserts
         raise ConfigError(f"the model of this config cannot be built: {error}") from error
     load_complete(model, cfg)
     return model

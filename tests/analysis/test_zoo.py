@@ -109,6 +109,13 @@ def test_json_tree_is_exact_and_adds_up(analyze):
     assert result["mega_activations"] * 1e6 > 24 * (512 * 4 + 1024)
 
 
+@pytest.mark.parametrize("option", [["--memory", 16], ["--tree", 2], ["--input-size", 64, 64], ["SEED", 1]])
+def test_options_of_one_config_are_not_passed_over_for_all(analyze, capsys, option):
+    with pytest.raises(SystemExit) as ended:
+        analyze("--all", *option)
+    assert ended.value.code == 2 and "are for one --config-file" in capsys.readouterr().err
+
+
 def test_help_explains_every_key_of_the_output(analyze, capsys):
     keys = json.loads(analyze("--config-file", NL, "--tree", 1, "--input-size", 64, 64, "--json")[1])
     with pytest.raises(SystemExit):
@@ -134,6 +141,10 @@ def test_clips_have_the_frames_of_the_config(name, frames):
         (["--config-file", NL, "--input-size", "0", "64"], "--input-size: expected 2 numbers > 0"),
         (["--config-file", NL, "MODEL.RESNETS.DEPTH", "51"], "MODEL.RESNETS.DEPTH 51 is unknown"),
         (["--config-file", NL, "MODEL.RESNETS.DEPHT", "50"], "did you mean MODEL.RESNETS.DEPTH"),
+        (
+            ["--config-file", NL, "MODEL.ANCHOR_GENERATOR.SIZES", "[[8], [16]]"],
+            "mask_rcnn_nl_R50_FPN.yaml: Got sizes of length 2 in anchor generator",
+        ),
         (
             ["--config-file", NL, "MODEL.META_ARCHITECTURE", "SemanticSegmentor"],
             "SemanticSegmentor cannot be counted, only GeneralizedRCNN, DenseDetector, ActionRCNN",

@@ -30,6 +30,7 @@ BLOCK = "[{'NAME': 'NonLocl', 'AT': {'res4': [-2]}}]"
             "no data set is named 'shapes_trian'; did you mean shapes_train",
         ),
         (["SOLVER.IMS_PER_BATCH", "0"], "IMS_PER_BATCH = 0 must be a positive multiple of 1 (processes)"),
+        (["MODEL.ANCHOR_GENERATOR.SIZES", "[[8], [16]]"], "cannot be built: Got sizes of length 2 in anchor"),
         (
             ["SOLVER.LR_SCHEDULER_NAME", "Cosine"],
             "SOLVER: the schedule of this config cannot be built: ",
