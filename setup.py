@@ -10,7 +10,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "nlnet_d2" / "__init__.py")
 
 VIDEO = ["av>=15"]  # frame-accurate decoding with strict errors; the wheels bring FFmpeg
 EXPORT = ["onnx>=1.16", "onnxruntime>=1.18"]
-DEV = ["pytest>=8", "ruff>=0.9"]
+DEV = ["pytest>=8", "ruff>=0.9", "setuptools>=70.1"]  # the last builds wheels
 
 setup(
     name="nlnet_d2",
@@ -29,15 +29,15 @@ setup(
     entry_points={"console_scripts": ["nlnet-d2 = nlnet_d2_command:main"]},
     python_requires=">=3.10",
     install_requires=[
-        "torch>=2.4",
-        "torchvision>=0.19",
+        "torch>=2.6",
+        "torchvision>=0.21",
         "numpy>=1.26",
         "Pillow>=10",
         "pycocotools>=2.0.7",
         "faster-coco-eval>=1.6.5",  # compiled COCO evaluation: detectron2's own lives in its C++ module
         "safetensors>=0.4.3",
         "shapely>=2.0",  # fvcore clips polygons with it where images are cropped
-        "tqdm>=4.60",
+        "tqdm>=4.64",
         "jinja2>=3.1",
         "matplotlib>=3.6",
     ],

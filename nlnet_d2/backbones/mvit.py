@@ -7,7 +7,6 @@ grow in the perceptron before a stage (``expand_attn=False``), as in the checkpo
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from detectron2.config import configurable
@@ -154,7 +153,8 @@ class PoolingAttention(nn.Module):
         if is_watched(self.qkv, Linear):
             maps = self.qkv(x).chunk(3, -1)
         else:
-            maps = map(partial(linear, x), self.qkv.weight.chunk(3), self.qkv.bias.chunk(3))
+            parts = zip(self.qkv.weight.chunk(3), self.qkv.bias.chunk(3), strict=True)
+            maps = [linear(x, weight, bias) for weight, bias in parts]
         return [self._pool(name, m) for name, m in zip("qkv", maps, strict=True)]
 
     def _windows(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple:

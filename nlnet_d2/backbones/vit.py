@@ -234,7 +234,8 @@ class ViT(Backbone):
             x = recomputed(block, x) if self.use_act_checkpoint else block(x)
             if i in self._out_blocks:
                 features[f"block{i}"] = x.permute(0, 3, 1, 2)
-        return {**features, LAST: x.permute(0, 3, 1, 2)}  # torch 2.4 compiles no | of dicts
+        features[LAST] = x.permute(0, 3, 1, 2)
+        return features
 
 
 def _check_sizes(size: int, patch: int, dim: int, heads: int, window: int, pretrain_img_size: int) -> None:

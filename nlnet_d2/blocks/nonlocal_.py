@@ -47,7 +47,7 @@ def choose_order(x: torch.Tensor, keys: int, inner: int) -> str:
     }
     if x.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(x.device.type):
         del costs["gram"]
-    least = min(costs.values())
+    least = min(*costs.values())  # PyTorch 2.6 compiles no minimum of a view
     return next(order for order, cost in costs.items() if cost == least)
 
 

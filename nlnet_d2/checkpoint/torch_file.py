@@ -130,5 +130,5 @@ def load_legacy(path: Path) -> Any:
 
 
 def _load(file: Path | BinaryIO) -> Any:
-    torch.serialization.add_safe_globals([argparse.Namespace])  # 2.4 knows no narrower way
-    return torch.load(file, map_location="cpu", weights_only=True)
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(file, map_location="cpu", weights_only=True)
