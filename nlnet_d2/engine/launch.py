@@ -38,7 +38,7 @@ def launch(main: Callable, args: Namespace, device: str, *main_args):
         What ``main`` returned, or None where child processes ran it.
 
     Raises:
-        ConfigError: more processes than GPUs.
+        ConfigError: more processes than GPUs, or several machines that do not know where to meet.
         SystemExit: a child process ended with this exit code.
     """
     if all(name in os.environ for name in TORCHRUN):
@@ -48,6 +48,8 @@ def launch(main: Callable, args: Namespace, device: str, *main_args):
             return main(*main_args)
     if args.num_gpus * args.num_machines <= 1:  # 0 GPUs is how some ask for the CPU
         return main(*main_args)
+    if args.num_machines > 1 and args.dist_url == "auto":
+        raise ConfigError("--dist-url auto is for one machine: give all the same, tcp://HOST:PORT of the first")
     if device != "cpu" and args.num_gpus > torch.cuda.device_count():
         raise ConfigError(f"--num-gpus {args.num_gpus}, but this machine has {torch.cuda.device_count()}")
     return _spawn(main, args, device, main_args)

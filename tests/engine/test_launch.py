@@ -79,6 +79,13 @@ def test_fewer_than_two_processes_run_here(tmp_path, count):
     assert launch(lambda word: word, processes(count, tmp_path), "cpu", "done") == "done"
 
 
+def test_machines_that_do_not_know_where_to_meet():
+    """Each would listen on a port of its own, and wait for the others for ever."""
+    args = Namespace(num_gpus=1, num_machines=2, machine_rank=0, dist_url="auto")
+    with pytest.raises(ConfigError, match="--dist-url auto is for one machine"):
+        launch(print, args, "cpu")
+
+
 def threads_of_the_group():
     names = (thread.joinpath("comm").read_text() for thread in Path("/proc/self/task").iterdir())
     return [name for name in names if "gloo" in name]
