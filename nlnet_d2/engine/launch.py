@@ -49,7 +49,7 @@ def launch(main: Callable, args: Namespace, device: str, *main_args):
     if args.num_gpus * args.num_machines <= 1:  # 0 GPUs is how some ask for the CPU
         return main(*main_args)
     if args.num_machines > 1 and args.dist_url == "auto":
-        raise ConfigError("--dist-url auto is for one machine: give all the same, tcp://HOST:PORT of the first")
+        raise ConfigError("--dist-url auto is for one machine: give tcp://HOST:PORT of the first to all")
     if device != "cpu" and args.num_gpus > torch.cuda.device_count():
         raise ConfigError(f"--num-gpus {args.num_gpus}, but this machine has {torch.cuda.device_count()}")
     return _spawn(main, args, device, main_args)
