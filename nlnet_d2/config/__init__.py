@@ -88,7 +88,7 @@ def _add_video(model: CN) -> None:
     model.ACTION_HEAD.POOLER_RESOLUTION = 7
     model.ACTION_HEAD.POOLER_SAMPLING_RATIO = 0  # 0: as many samples as the box needs
     model.ACTION_HEAD.POOLER_TYPE = "ROIAlignV2"  # ROIAlign (not aligned) for weights trained in Caffe2
-    model.ACTION_HEAD.FRAME_CONTEXT = False  # append to each person the mean over the whole frame
+    model.ACTION_HEAD.FRAME_CONTEXT = False  # append to each person the whole frame, pooled as a box is
     model.ACTION_HEAD.DROPOUT = 0.5
     model.ACTION_HEAD.FOCAL_GAMMA = 0.0  # 0: cross entropy
     model.ACTION_HEAD.CLASS_WEIGHTS = []  # NUM_CLASSES factors of the loss; [] for 1

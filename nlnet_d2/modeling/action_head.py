@@ -33,7 +33,8 @@ class ActionHead(nn.Module):
         pooler_resolution: side of the RoI features before they are max-pooled.
         pooler_sampling_ratio: of RoIAlign; 0 for as many samples as the box needs.
         pooler_type: "ROIAlignV2", or "ROIAlign" for its half-pixel shift (weights trained in Caffe2).
-        frame_context: append to each box the mean of each map over the whole frame.
+        frame_context: append to each box the whole frame: averages of each map in a grid of pooler_resolution
+            x pooler_resolution cells, and of these the largest (the global context of mmaction2).
         dropout: probability, before the classifier.
         focal_gamma: exponent of the focal loss (arXiv 1708.02002); 0 for plain cross entropy.
         class_weights: K factors of the loss, () for 1.
@@ -66,6 +67,7 @@ class ActionHead(nn.Module):
                 f"MODEL.ACTION_HEAD.CLASS_WEIGHTS has {len(class_weights)} factors for {num_classes} classes"
             )
         self.num_classes, self.frame_context = num_classes, frame_context
+        self.resolution = pooler_resolution
         self.focal_gamma, self.loss_weight = focal_gamma, loss_weight
         self.temporal_pool = TEMPORAL_POOLS[temporal_pool]
         self.strides = {name: input_shape[name].stride for name in in_features}
@@ -106,7 +108,7 @@ class ActionHead(nn.Module):
         pooled = [pooler([maps[name]], boxes).amax((2, 3)) for name, pooler in self.poolers.items()]  # (M, C)
         if self.frame_context:
             counts = torch.tensor([len(b) for b in boxes], device=pooled[0].device)
-            context = [self._frame_mean(x, self.strides[name], frame_sizes) for name, x in maps.items()]
+            context = [self._whole_frame(x, self.strides[name], frame_sizes) for name, x in maps.items()]
             pooled += [x.repeat_interleave(counts, dim=0) for x in context]
         return self.classifier(self.dropout(torch.cat(pooled, dim=1)))
 
@@ -124,8 +126,10 @@ class ActionHead(nn.Module):
         total = (loss * self.class_weights).sum()
         return {"loss_action": self.loss_weight * total / max(loss.numel(), 1)}
 
-    @staticmethod
-    def _frame_mean(x: torch.Tensor, stride: int, sizes: Sequence[tuple[int, int]]) -> torch.Tensor:
-        """Mean of (N, C, H', W') over the part of each map that is not padding: (N, C)."""
+    def _whole_frame(self, x: torch.Tensor, stride: int, sizes: Sequence[tuple[int, int]]) -> torch.Tensor:
+        """(N, C, H', W') pooled as a box is, over the part of each map that is not padding: (N, C)."""
         extents = [(-(-height // stride), -(-width // stride)) for height, width in sizes]
-        return torch.stack([m[:, :h, :w].mean((1, 2)) for m, (h, w) in zip(x, extents, strict=True)])
+        cells = [
+            F.adaptive_avg_pool2d(m[:, :h, :w], self.resolution) for m, (h, w) in zip(x, extents, strict=True)
+        ]
+        return torch.stack(cells).amax((2, 3))

@@ -223,6 +223,13 @@ def test_pytorchvideo_with_a_pooling_among_its_blocks(arch, prefix):
         assert torch.equal(conversion.state[f"backbone.{name}"], expected), name
 
 
+@pytest.mark.parametrize("case", ["slowfast_r50_detection_keys", "slow_r50_detection_keys"])
+def test_the_report_says_how_detectors_of_pytorchvideo_pool(case):
+    """Their RoIAlign is torchvision's, by default not aligned; the weights fit either way."""
+    conversion = convert(golden_state_dict(read_keys(case)), on_meta(MODELS[case][1]))
+    assert "POOLER_TYPE ROIAlign in detection models" in str(conversion.report)
+
+
 @pytest.mark.parametrize("case", ["ava_slowfast_32x2_r50_short", "i3d_nln_8x8_r50", "slow_8x8_r50"])
 def test_caffe2_names_of_the_same_network(case):
     """The blobs give what the PyTorch names give: golden["caffe2_names"] says which blob is which key."""

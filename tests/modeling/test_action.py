@@ -270,6 +270,15 @@ def test_roi_align_is_aligned_or_not():
     torch.testing.assert_close(shifted, aligned + 0.5)
 
 
+def test_frame_context_is_the_largest_average_of_a_grid():
+    """As mmaction2 pools its global context, which its published classifiers were trained on."""
+    x = torch.arange(24.0).view(1, 1, 1, 4, 6).expand(1, 6, 1, 4, 6)
+    box = [[[0.0, 0.0, 96.0, 64.0]]]
+    logits = run_head({"slow": x}, box, sizes=[(64, 96)], frame_context=True, pooler_resolution=2)
+    corner = x[0, :, 0, 2:, 3:].mean((1, 2))
+    torch.testing.assert_close(logits[0, 6:], corner)
+
+
 def test_frame_context_leaves_the_padding_out():
     maps = {"slow": torch.full((2, 6, 1, 4, 6), 100.0)}
     maps["slow"][0, :, :, :2, :3] = 1.0

@@ -29,7 +29,7 @@ VIT = Source(
         (r"^(mask_token$|decoder_)", "decoder of the masked pre-training"),
     ),
     ops=((r"^patch_embed\.proj\.weight$", resize_kernel), *RESIZE),
-    expects=RGB,
+    expects=f"{RGB} (MAE, DeiT); of timm's AugReg: {RGB_FROM_MINUS_ONE}",
 )
 
 # Its perceptron approximates GELU by a tanh, where timm and this package compute it: 5e-4 at most.

@@ -7,6 +7,8 @@ from nlnet_d2.checkpoint.sources.resnet import CAFFE2_STATE, FROM_CAFFE2, FUSED_
 from nlnet_d2.checkpoint.tensors import linear_or_conv
 
 GRAY = "RGB, PIXEL_MEAN [114.75, 114.75, 114.75], PIXEL_STD [57.375, 57.375, 57.375]"
+# Half a pixel, which shapes do not show.
+NOT_ALIGNED = "MODEL.ACTION_HEAD.POOLER_TYPE ROIAlign in"
 HEAD_OPS = ((r"^action_head\.classifier\.weight$", linear_or_conv),)
 
 PYSLOWFAST = Source(
@@ -31,7 +33,7 @@ PYSLOWFAST = Source(
         (r"^head\.projection\.", "action_head.classifier."),
     ),
     ops=HEAD_OPS,
-    expects=f"{GRAY}, MODEL.VIDEO.SLOW_FRAMES linspace",
+    expects=f"{GRAY}, MODEL.VIDEO.SLOW_FRAMES linspace, {NOT_ALIGNED} ava/*.pkl",
 )
 
 CAFFE2_VIDEO = Source(
@@ -80,7 +82,7 @@ PYTORCHVIDEO = Source(
         (r"^(blocks\.6|detection_head)\.proj\.", "action_head.classifier."),
     ),
     ops=HEAD_OPS,
-    expects=f"{GRAY}, MODEL.VIDEO.SLOW_FRAMES linspace",
+    expects=f"{GRAY}, MODEL.VIDEO.SLOW_FRAMES linspace, {NOT_ALIGNED} detection models",
 )
 
 
@@ -118,7 +120,7 @@ PYTORCHVIDEO_SINGLE = _one_pathway(
         (r"^blocks\.", "backbone.blocks."),
         *PYTORCHVIDEO.renames,
     ),
-    expects=GRAY,
+    expects=f"{GRAY}, {NOT_ALIGNED} detection models",
 )
 PYTORCHVIDEO_POOLED = replace(
     PYTORCHVIDEO_SINGLE,
@@ -132,6 +134,7 @@ PYTORCHVIDEO_POOLED = replace(
         *((rf"^blocks\.{i}\.", f"blocks.{i - 1}.") for i in (3, 4, 5)),  # block 2 is the pooling
         *PYTORCHVIDEO_SINGLE.renames,
     ),
+    expects=GRAY,
 )
 
 SOURCES = (
