@@ -31,7 +31,7 @@ from nlnet_d2.engine.precision import keep_coordinates, training_precision
 from nlnet_d2.engine.progress import ProgressBar
 from nlnet_d2.engine.step import TrainStep
 from nlnet_d2.engine.wandb_writer import WandbWriter
-from nlnet_d2.engine.weights import load_attached
+from nlnet_d2.engine.weights import load_attached, require_attached
 from nlnet_d2.evaluation.ava import AvaEvaluator
 from nlnet_d2.evaluation.coco import FastCOCOEvaluator
 from nlnet_d2.solver import build_optimizer
@@ -145,11 +145,13 @@ class Trainer(DefaultTrainer):
             return
         if resume:
             logger.warning("Nothing to resume in %s: starting a new run", self.cfg.OUTPUT_DIR)
+        report = None
         if self.cfg.MODEL.WEIGHTS:
             allowed = self.cfg.MODEL.WEIGHTS_ALLOW_MISSING
-            load_weights(self.checkpointer.model, self.cfg.MODEL.WEIGHTS, allow_missing=allowed)
+            report = load_weights(self.checkpointer.model, self.cfg.MODEL.WEIGHTS, allow_missing=allowed)
         else:
             logger.info("MODEL.WEIGHTS is empty: starting from random weights")
+        require_attached(self.cfg, report)
         load_attached(self.checkpointer.model, self.cfg)
         if begun:
             comm.synchronize()  # MODEL.WEIGHTS may be among them

@@ -6,6 +6,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nlnet_d2.checkpoint import load_weights
 from nlnet_d2.checkpoint.checkpointer import CheckpointError
+from nlnet_d2.checkpoint.report import LoadReport, allowed
 
 ATTACHED = "people.detector.*"
 
@@ -26,6 +27,25 @@ def load_complete(model: nn.Module, cfg: CfgNode) -> None:
         raise CheckpointError(
             f"{cfg.MODEL.WEIGHTS}: {error}. Take the config of its training, OUTPUT_DIR/config.yaml"
         ) from error
+
+
+def require_attached(cfg: CfgNode, report: LoadReport | None) -> None:
+    """See that a person detector without weights of its own got those of MODEL.WEIGHTS.
+
+    Args:
+        report: of loading MODEL.WEIGHTS; None where they are empty.
+
+    Raises:
+        CheckpointError: it would stay as random as it was built, since a training does not change it.
+    """
+    people = cfg.MODEL.PEOPLE
+    if people.NAME != "FrozenDetector" or people.WEIGHTS:
+        return
+    if report is None or any(allowed(name, [ATTACHED]) for name in report.missing):
+        raise CheckpointError(
+            f"MODEL.PEOPLE.WEIGHTS is empty, and MODEL.WEIGHTS has no {ATTACHED}: name the weights of the "
+            "person detector, or set MODEL.PEOPLE.NAME to ''"
+        )
 
 
 def load_attached(model: nn.Module, cfg: CfgNode) -> bool:
