@@ -212,8 +212,10 @@ def require_av(path: str) -> None:
 def _opened(path: str) -> Iterator[tuple]:
     """(container, video stream); whatever FFmpeg finds wrong becomes a DataError that names the file."""
     require_av(path)
+    # Tags that are no UTF-8 are no damage; PyAV 19 and later do not ask.
+    options = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
     try:
-        with av.open(path, metadata_errors="replace") as container:
+        with av.open(path, **options) as container:
             stream = next(iter(container.streams.video), None)
             if stream is None or stream.codec_context is None:
                 raise DataError(f"{path}: there is no picture in this file, or none that FFmpeg can decode")

@@ -87,6 +87,14 @@ def test_turned_and_mirrored_video(matrix, tmp_path):
     assert np.array_equal(video.read([3])[0], expected)
 
 
+def test_tags_in_another_encoding(tmp_path):
+    path = write_video(tmp_path / "v.mp4", EVEN[:5])
+    content = path.read_bytes()
+    assert content.count(b"Lavf") == 1  # of the tag that names the program
+    path.write_bytes(content.replace(b"Lavf", b"\xe4\xf6\xfc "))
+    assert numbers(VideoFile.open(str(path), 30.0).read([3])) == [3]
+
+
 # --- damage ---
 
 
