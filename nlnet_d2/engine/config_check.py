@@ -20,6 +20,7 @@ from nlnet_d2.data.datasets.ava import WITHOUT_PEOPLE
 from nlnet_d2.engine.errors import ConfigError
 from nlnet_d2.evaluation.protocols import PROTOCOLS
 from nlnet_d2.layers.norm import GROUPS
+from nlnet_d2.modeling.people import PEOPLE
 
 REGISTRIES = {
     "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
@@ -31,6 +32,7 @@ REGISTRIES = {
     "MODEL.ROI_BOX_HEAD.NAME": ROI_BOX_HEAD_REGISTRY,
     "MODEL.ROI_MASK_HEAD.NAME": ROI_MASK_HEAD_REGISTRY,
     "MODEL.ROI_KEYPOINT_HEAD.NAME": ROI_KEYPOINT_HEAD_REGISTRY,
+    "MODEL.PEOPLE.NAME": PEOPLE,
 }
 CHOICES = {
     "INPUT.AUGMENTATION": ("stock", *AUGMENTATIONS),
@@ -46,7 +48,17 @@ CHOICES = {
     "SOLVER.WARMUP_METHOD": ("constant", "linear"),
     "TEST.AVA_PROTOCOL": tuple(PROTOCOLS),
 }
-AT_LEAST = {"SOLVER.MAX_ITER": 1, "SOLVER.CHECKPOINT_PERIOD": 1, "DATALOADER.NUM_WORKERS": 0}
+AT_LEAST = {
+    "DATALOADER.NUM_WORKERS": 0,
+    "INPUT.CLIP.NUM_FRAMES": 1,
+    "INPUT.CLIP.STRIDE": 1,
+    "INPUT.CLIP.CROP_TRAIN": 0,
+    "INPUT.CLIP.SIZE_TEST": 1,
+    "MODEL.VIDEO.ALPHA": 1,
+    "MODEL.VIDEO.BETA_INV": 1,
+    "SOLVER.MAX_ITER": 1,
+    "SOLVER.CHECKPOINT_PERIOD": 1,
+}
 # Where a norm may stand, and the channels that it normalises.
 GROUPED = [
     ("MODEL.FPN", "OUT_CHANNELS"),
@@ -61,6 +73,7 @@ def check_values(cfg: CfgNode) -> None:
     _check_names(cfg)
     _check_choices(cfg)
     _check_groups(cfg)
+    _check_clips(cfg)
     _refuse_pickles(cfg)
 
 
@@ -102,6 +115,19 @@ def _check_groups(cfg: CfgNode) -> None:
                 f"{section}.NORM: GN has {GROUPS} groups, which do not divide the {node[channels]} channels "
                 f"of {section}.{channels}; choose a multiple of {GROUPS}, or another norm"
             )
+
+
+def _check_clips(cfg: CfgNode) -> None:
+    clip, alpha = cfg.INPUT.CLIP, cfg.MODEL.VIDEO.ALPHA
+    if len(clip.SCALES_TRAIN) != 2 or not 0 < clip.SCALES_TRAIN[0] <= clip.SCALES_TRAIN[1]:
+        raise ConfigError(
+            f"INPUT.CLIP.SCALES_TRAIN is [smallest, largest], in pixels, got {list(clip.SCALES_TRAIN)}"
+        )
+    if cfg.MODEL.BACKBONE.NAME == "SlowFast" and clip.NUM_FRAMES % alpha:
+        raise ConfigError(
+            f"INPUT.CLIP.NUM_FRAMES {clip.NUM_FRAMES} is no multiple of MODEL.VIDEO.ALPHA {alpha}: the slow "
+            "pathway sees one frame in ALPHA"
+        )
 
 
 def _refuse_pickles(cfg: CfgNode) -> None:

@@ -34,6 +34,7 @@ from nlnet_d2.data.datasets.ava import is_ava
 from nlnet_d2.data.errors import DataError
 from nlnet_d2.engine.errors import STOP_SIGNALS, ConfigError
 from nlnet_d2.engine.seeding import seeded
+from nlnet_d2.layers.norm import SUB_BATCH
 
 STEP, SAMPLE = 0, 1  # the streams of random numbers: one per iteration, one per sample
 GRACE = 20  # seconds that a loader worker lives on after SIGTERM
@@ -197,13 +198,18 @@ def build_train_loader(cfg, mapper: Callable[[dict], dict] | None = None) -> Tra
     """The loader of DATASETS.TRAIN, images or clips; ``mapper`` defaults to that of INPUT.
 
     Raises:
-        ConfigError: the batch cannot be divided among the processes, or an unknown sampler.
+        ConfigError: the batch cannot be divided among the processes, or by SubBN, or an unknown sampler.
     """
     world_size, total, parts = comm.get_world_size(), cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE
     if total < 1 or parts < 1 or total % (world_size * parts):
         raise ConfigError(
             f"SOLVER.IMS_PER_BATCH = {total} must be a positive multiple of {world_size} (processes) x "
             f"{parts} (SOLVER.ACCUMULATE)"
+        )
+    if cfg.MODEL.RESNETS.NORM == "SubBN" and total // (world_size * parts) % SUB_BATCH:
+        raise ConfigError(
+            f"MODEL.RESNETS.NORM SubBN takes {SUB_BATCH} clips at once: SOLVER.IMS_PER_BATCH = {total} is no "
+            f"multiple of {SUB_BATCH} x {world_size} (processes) x {parts} (SOLVER.ACCUMULATE)"
         )
     are_clips, dicts = is_ava(cfg.DATASETS.TRAIN[0]), training_records(cfg)
     own_mapper = ClipMapper if are_clips else build_mapper
