@@ -249,14 +249,9 @@ def _decoded(container, stream, from_start: bool) -> Iterator["av.VideoFrame"]:
 
 
 def _pixels(frame: "av.VideoFrame") -> np.ndarray:
-    """(height, width, 3) RGB, turned and mirrored as the file says it is to be shown."""
+    """(height, width, 3) RGB, turned by multiples of 90 degrees as the file says it is to be shown."""
     if frame.is_corrupt:
         raise av.InvalidDataError(0, f"a damaged frame at {frame.time:.2f} s")
-    image = frame.to_ndarray(format="rgb24")
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is None:
-        return image
-    xx, xy, _, yx, yy = np.frombuffer(matrix, np.int32)[:5]  # (x, y) is shown at (xx x + yx y, xy x + yy y)
-    if abs(xy) > abs(xx):
-        image, xx, yy = image.transpose(1, 0, 2), yx, xy
-    return image[:: -1 if yy < 0 else 1, :: -1 if xx < 0 else 1]
+    # Not by frame.side_data, which tells of mirroring, too: it makes the frame part of a cycle, and if the
+    # garbage collector of a forked loader process frees that, FFmpeg waits for threads that are not there.
+    return np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)

@@ -65,11 +65,8 @@ def test_a_last_frame_that_stays(tmp_path):
     assert numbers(video.read([video.num_frames - 1])) == [2]
 
 
-@pytest.mark.parametrize(
-    "matrix",
-    [(-1, 0, 0, -1), (-1, 0, 0, 1), (1, 0, 0, -1), (0, 1, -1, 0), (0, -1, 1, 0), (0, 1, 1, 0)],
-)
-def test_turned_and_mirrored_video(matrix, tmp_path):
+@pytest.mark.parametrize("matrix", [(-1, 0, 0, -1), (0, 1, -1, 0), (0, -1, 1, 0)])
+def test_turned_video(matrix, tmp_path):
     """Phones write how a picture is shown: what is at (x, y) at (a x + c y, b x + d y), and an offset."""
     path = write_video(tmp_path / "v.mp4", EVEN[:5])
     (upright,) = VideoFile.open(str(path), 30.0).read([3])
