@@ -18,7 +18,8 @@ BOTTLENECKS = ("linear", "relu", "ln_relu")
 
 
 class ContextPooling(nn.Module):
-    """What pools x over its positions: by one attention map per image, softmax_j(W_k x_j), or to the mean.
+    """Context modelling: x is pooled over its positions by one attention map per image, softmax_j(W_k x_j),
+    or to its mean.
 
     ``inplace``: write the result over x, where nobody else needs x; see ``optimize_for_inference``.
     """
@@ -64,7 +65,7 @@ class ContextPooling(nn.Module):
 
 @BLOCKS.register()
 class SimplifiedNonLocal(ContextPooling):
-    """z_i = x_i + W_v sum_j softmax_j(W_k x_j) x_j (GCNet, section 3.3).
+    """z_i = x_i + W_v sum_j softmax_j(W_k x_j) x_j (GCNet, "Simplifying the Non-local Block").
 
     W_v is applied once, after the pooling. It starts at zero, and so the block as the identity.
 
@@ -86,7 +87,7 @@ class SimplifiedNonLocal(ContextPooling):
 
 @BLOCKS.register()
 class GlobalContext(ContextPooling):
-    """z_i = x_i + W_v2 ReLU(LN(W_v1 sum_j softmax_j(W_k x_j) x_j)) (GCNet, section 3.4), and its variants.
+    """z_i = x_i + W_v2 ReLU(LN(W_v1 sum_j softmax_j(W_k x_j) x_j)) (GCNet, "Global Context Block").
 
     The last convolution of a bottleneck starts at zero. Additive fusion so starts as the identity, but
     multiplicative fusion halves x, sigmoid(0) = 1/2: with pretrained weights, add.

@@ -28,7 +28,7 @@ except ImportError:  # only videos need it, not folders of frames
 # out to lie behind it (open groups of pictures, coarse indices), further back.
 LEADS = (0.0, 5.0, 60.0, inf)
 MISSING_END = 0.5  # seconds by which a file may be shorter than its header says
-# Of a stream of Matroska, whose header gives but the length of the longest: the sound may be longer.
+# The length of one stream in Matroska. The header has only that of the longest, which may be the sound's.
 _DURATION = re.compile(r"(\d+):(\d+):(\d+\.?\d*)")
 
 
