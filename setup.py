@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "nlnet_d2" / "__init__.py").read_text()).group(1)
 
-VIDEO = ["av>=15"]  # frame-accurate decoding with strict errors; the wheels bring FFmpeg
+VIDEO = ["av>=17"]  # frame-accurate decoding with strict errors; the wheels bring FFmpeg
 EXPORT = ["onnx>=1.16", "onnxruntime>=1.18"]
 DEV = ["pytest>=8", "ruff>=0.9", "setuptools>=70.1"]  # the last builds wheels
 

@@ -254,4 +254,5 @@ def _pixels(frame: "av.VideoFrame") -> np.ndarray:
         raise av.InvalidDataError(0, f"a damaged frame at {frame.time:.2f} s")
     # Not by frame.side_data, which tells of mirroring, too: it makes the frame part of a cycle, and if the
     # garbage collector of a forked loader process frees that, FFmpeg waits for threads that are not there.
-    return np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+    # One thread: those that PyAV 19 keeps from frame to frame are not there in a forked process either.
+    return np.rot90(frame.to_ndarray(format="rgb24", threads=1), frame.rotation // 90)
