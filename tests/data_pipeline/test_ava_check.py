@@ -154,9 +154,12 @@ PEOPLE = {
 }
 
 
-def test_people_of_mmaction2(tmp_path):
-    assert write_people(tmp_path / "boxes.csv", PEOPLE) == 2
+@pytest.mark.parametrize("name", ["a", "a, b", 'an "a"'])
+def test_people_of_mmaction2(name, tmp_path):
+    people = {key.replace("a", name): boxes for key, boxes in PEOPLE.items()}
+    assert write_people(tmp_path / "boxes.csv", people) == 2
     table = read_ava_csv(tmp_path / "boxes.csv", scored=True)
+    assert table.videos == [name]
     np.testing.assert_allclose(table.box, PEOPLE["a,0001"][:, :4], atol=1e-6)
     np.testing.assert_allclose(table.score, [0.99, 0.5], atol=1e-6)
     assert table.action.tolist() == [-1, -1]

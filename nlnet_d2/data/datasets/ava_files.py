@@ -261,8 +261,9 @@ def write_people(path: str | Path, people: Mapping[str, np.ndarray], source: str
             raise DataError(
                 str(Finding(source, repr(key), "", expected, got, "name a file of person proposals"))
             )
+        frame = f"{_quoted(video)},{second}"
         lines += [
-            f"{key},{x1:.6f},{y1:.6f},{x2:.6f},{y2:.6f},,{score:.6f}\n" for x1, y1, x2, y2, score in boxes
+            f"{frame},{x1:.6f},{y1:.6f},{x2:.6f},{y2:.6f},,{score:.6f}\n" for x1, y1, x2, y2, score in boxes
         ]
     Path(path).write_text("".join(lines), encoding="utf-8")
     return len(lines)
