@@ -13,7 +13,6 @@ from nlnet_d2.data.datasets.ava import load_ava, select_people
 from nlnet_d2.data.datasets.ava_files import read_ava_csv
 from nlnet_d2.data.datasets.label_map import read_label_map
 from nlnet_d2.data.datasets.motion_scenes import (
-    FPS,
     PERIODS,
     SIZE,
     actions_of,
@@ -22,6 +21,7 @@ from nlnet_d2.data.datasets.motion_scenes import (
     random_scene,
 )
 from nlnet_d2.data.datasets.motions import (
+    FPS,
     LABEL_MAP,
     NAMES,
     MotionsParameters,

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-FPS = 16
+from nlnet_d2.data.datasets.motions import FPS
+
 SIZE = (160, 96)  # width, height
 REACH = 20  # of a figure to either side, in pixels
 GAP = 44  # between the middles of two figures, at least
