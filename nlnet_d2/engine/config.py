@@ -32,6 +32,8 @@ WITHOUT_DATA = ("DATASETS.TRAIN", "()", "DATASETS.TEST", "()")  # options for wh
 def argument_parser() -> argparse.ArgumentParser:
     """Detectron2's own flags, ``--dataset`` and ``--ava-dataset``."""
     parser = default_argument_parser()
+    options = next(action for action in parser._actions if action.dest == "opts")
+    options.help = "pairs KEY VALUE that change the config, at the end of the command"  # stock: LazyConfig too
     parser.add_argument(
         "--dataset",
         nargs=3,

@@ -29,6 +29,12 @@ def test_every_command_is_there_and_explains_itself(nlnet, command):
     assert code == 0 and f"usage: nlnet-d2 {command}" in out
 
 
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_help_speaks_of_what_the_command_takes(nlnet, command):
+    _, out, _ = nlnet(command, "--help")
+    assert "pairs KEY VALUE" in out and "LazyConfig" not in out
+
+
 def test_a_long_example_stands_on_several_lines(nlnet):
     _, out, _ = nlnet("evaluate-ava", "--help")
     assert re.search(r"--detections ava_detections.csv \\\n +--labelmap ", out)
