@@ -15,7 +15,7 @@ from urllib.error import URLError
 
 from iopath.common.file_io import file_lock
 
-from nlnet_d2.checkpoint.checkpointer import CheckpointError
+from nlnet_d2.checkpoint.checkpointer import CheckpointError, atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -106,21 +106,17 @@ def _download(url: str, path: Path, digest: str) -> None:
 
 def _fetch(url: str, path: Path, digest: str) -> None:
     logger.info("Downloading %s to %s", url, path)
-    unfinished = path.with_suffix(".part")
     try:
-        with open(unfinished, "wb") as file:
+        with atomic_write(path) as file:
             found = _copy(url, file)
-        if not found.startswith(digest):
-            raise CheckpointError(
-                f"{url}: its SHA-256 is {found}, not {digest}: damaged, or another file than is meant. If"
-                f" not, end the address in #sha256={found}"
-            )
-        unfinished.replace(path)
-        logger.info("Its SHA-256 is %s", found)
+            if not found.startswith(digest):
+                raise CheckpointError(
+                    f"{url}: its SHA-256 is {found}, not {digest}: damaged, or another file than is meant. If"
+                    f" not, end the address in #sha256={found}"
+                )
     except (URLError, TimeoutError, ConnectionError) as error:
         raise CheckpointError(f"{url} cannot be downloaded: {error}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
+    logger.info("Its SHA-256 is %s", found)
 
 
 def _copy(url: str, file) -> str:
