@@ -33,7 +33,7 @@ def argument_parser() -> argparse.ArgumentParser:
     """Detectron2's own flags, ``--dataset`` and ``--ava-dataset``."""
     parser = default_argument_parser()
     options = next(action for action in parser._actions if action.dest == "opts")
-    options.help = "pairs KEY VALUE that change the config, at the end of the command"  # stock: LazyConfig too
+    options.help = "pairs KEY VALUE that change the config, at the end of the command"  # no LazyConfig
     parser.add_argument(
         "--dataset",
         nargs=3,
