@@ -213,8 +213,10 @@ def _fit_to_data(cfg: CfgNode, given: set[str]) -> None:
         return
     _check_kind(cfg, names)
     if is_ava(names[0]):
+        _check_best_metric(cfg, ("action",))
         _fit_actions(cfg, names, given)
     else:
+        _check_best_metric(cfg, ("bbox", "segm", "keypoints"))
         _fit_objects(cfg, names, given)
 
 
@@ -233,6 +235,13 @@ def _check_kind(cfg: CfgNode, names: list[str]) -> None:
             f"MODEL.META_ARCHITECTURE: {name} takes {other}, but {', '.join(names)} are {kind}; clips need "
             "ActionRCNN, or a class with the attribute takes_clips = True"
         )
+
+
+def _check_best_metric(cfg: CfgNode, tasks: tuple[str, ...]) -> None:
+    """Detectron2 would keep no best model, with a warning after every evaluation."""
+    best, sets = cfg.TEST.BEST_METRIC, ", ".join(cfg.DATASETS.TEST)
+    if cfg.TEST.EVAL_PERIOD and sets and not set(tasks) & set(best.split("/")):
+        raise ConfigError(f"TEST.BEST_METRIC: {sets} have metrics of {', '.join(tasks)}, got {best!r}")
 
 
 def _fit_actions(cfg: CfgNode, names: list[str], given: set[str]) -> None:

@@ -1,5 +1,7 @@
 """Values of a config that cannot work, found before anything is built or read; errors name the key."""
 
+from collections.abc import Iterator
+
 from detectron2.config import CfgNode
 from detectron2.modeling import (
     ANCHOR_GENERATOR_REGISTRY,
@@ -19,7 +21,7 @@ from nlnet_d2.data.clip_transforms import SAMPLINGS
 from nlnet_d2.data.datasets.ava import WITHOUT_PEOPLE
 from nlnet_d2.engine.errors import ConfigError
 from nlnet_d2.evaluation.protocols import PROTOCOLS
-from nlnet_d2.layers.norm import GROUPS
+from nlnet_d2.layers.norm import GROUPS, get_norm
 from nlnet_d2.modeling.people import PEOPLE
 
 REGISTRIES = {
@@ -34,6 +36,7 @@ REGISTRIES = {
     "MODEL.ROI_KEYPOINT_HEAD.NAME": ROI_KEYPOINT_HEAD_REGISTRY,
     "MODEL.PEOPLE.NAME": PEOPLE,
 }
+BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
 CHOICES = {
     "INPUT.AUGMENTATION": ("stock", *AUGMENTATIONS),
     "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
@@ -43,6 +46,9 @@ CHOICES = {
     "INPUT.CLIP.SCALE_SAMPLING": SAMPLINGS,
     "INPUT.CLIP.WITHOUT_PEOPLE": WITHOUT_PEOPLE,
     "MODEL.FPN.FUSE_TYPE": ("sum", "avg"),
+    "MODEL.RETINANET.BBOX_REG_LOSS_TYPE": BOX_LOSSES,
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": BOX_LOSSES,
+    "MODEL.RPN.BBOX_REG_LOSS_TYPE": BOX_LOSSES,
     "SOLVER.AMP.PRECISION": ("auto", "fp16", "bf16"),
     "SOLVER.UNIT": ("iterations", "epochs"),
     "SOLVER.WARMUP_METHOD": ("constant", "linear"),
@@ -60,7 +66,7 @@ AT_LEAST = {
     "SOLVER.CHECKPOINT_PERIOD": 1,
 }
 # Where a norm may stand, and the channels that it normalises.
-GROUPED = [
+NORMALIZED = [
     ("MODEL.FPN", "OUT_CHANNELS"),
     ("MODEL.ROI_BOX_HEAD", "CONV_DIM"),
     ("MODEL.ROI_MASK_HEAD", "CONV_DIM"),
@@ -72,7 +78,8 @@ def check_values(cfg: CfgNode) -> None:
     """Raise a ConfigError for the first value that cannot work."""
     _check_names(cfg)
     _check_choices(cfg)
-    _check_groups(cfg)
+    _check_norms(cfg)
+    _check_channels(cfg)
     _check_clips(cfg)
     _refuse_pickles(cfg)
 
@@ -82,6 +89,15 @@ def lookup(cfg: CfgNode, key: str):
     for part in key.split("."):
         cfg = cfg[part]
     return cfg
+
+
+def keys_of(cfg: CfgNode, value: object, prefix: str = "") -> Iterator[str]:
+    """The dotted keys whose value this is, or whose list holds it."""
+    for key, node in cfg.items():
+        if isinstance(node, CfgNode):
+            yield from keys_of(node, value, f"{prefix}{key}.")
+        elif node == value or isinstance(node, list | tuple) and value in node:
+            yield f"{prefix}{key}"
 
 
 def _check_names(cfg: CfgNode) -> None:
@@ -106,14 +122,29 @@ def _check_choices(cfg: CfgNode) -> None:
         raise ConfigError("TEST.PATIENCE counts evaluations: set TEST.EVAL_PERIOD, which is 0 (never)")
 
 
-def _check_groups(cfg: CfgNode) -> None:
-    """Stock modules would fail on GN with a message that names no key."""
-    for section, channels in GROUPED:
+def _check_norms(cfg: CfgNode) -> None:
+    """Stock modules would fail with a message that names no key."""
+    for section, channels in NORMALIZED:
         node = lookup(cfg, section)
         if node.NORM == "GN" and node[channels] % GROUPS:
             raise ConfigError(
                 f"{section}.NORM: GN has {GROUPS} groups, which do not divide the {node[channels]} channels "
                 f"of {section}.{channels}; choose a multiple of {GROUPS}, or another norm"
+            )
+        try:
+            get_norm(node.NORM, node[channels])
+        except ValueError as error:  # it begins with NORM
+            raise ConfigError(f"{section}.{error}") from error
+
+
+def _check_channels(cfg: CfgNode) -> None:
+    """Detectron2 would build a model for as many channels, and fail on the first image."""
+    channels = 1 if cfg.INPUT.FORMAT == "L" else 3
+    for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
+        if len(lookup(cfg, key)) != channels:
+            raise ConfigError(
+                f"{key} has one number per channel, {channels} for INPUT.FORMAT {cfg.INPUT.FORMAT}, got "
+                f"{lookup(cfg, key)}"
             )
 
 

@@ -14,6 +14,7 @@ from detectron2.utils import comm
 from nlnet_d2.checkpoint import load_weights
 from nlnet_d2.checkpoint.checkpointer import CheckpointError, TrainingCheckpointer
 from nlnet_d2.engine.averaging import AverageWeights
+from nlnet_d2.engine.config_check import keys_of
 from nlnet_d2.engine.diverged_batch import write_batch
 from nlnet_d2.engine.early_stopping import StopEarly, StoppedEarly
 from nlnet_d2.engine.errors import ConfigError, Diverged
@@ -265,6 +266,11 @@ class Trainer(DefaultTrainer):
             return super().build_model(cfg)
         except (ValueError, AssertionError) as error:  # Detectron2 asserts
             raise ConfigError(f"the model of this config cannot be built: {error}") from error
+        except KeyError as error:  # a name that a module looked up
+            keys = ", ".join(keys_of(cfg, error.args[0]))
+            if not keys:
+                raise
+            raise ConfigError(f"the model of this config has nothing named {error}, see {keys}") from error
 
     @classmethod
     def build_optimizer(cls, cfg, model):

@@ -32,6 +32,12 @@ BLOCK = "[{'NAME': 'NonLocl', 'AT': {'res4': [-2]}}]"
         (["SOLVER.IMS_PER_BATCH", "0"], "IMS_PER_BATCH = 0 must be a positive multiple of 1 (processes)"),
         (["MODEL.ANCHOR_GENERATOR.SIZES", "[[8], [16]]"], "cannot be built: Got sizes of length 2 in anchor"),
         (
+            ["MODEL.RPN.IN_FEATURES", "['p3', 'p9']"],
+            "the model of this config has nothing named 'p9', see MODEL.RPN.IN_FEATURES",
+        ),
+        (["MODEL.ROI_HEADS.IN_FEATURES", "['q2']"], "nothing named 'q2', see MODEL.ROI_HEADS.IN_FEATURES"),
+        (["MODEL.META_ARCHITECTURE", "RetinaNet"], "nothing named 'p7', see MODEL.RETINANET.IN_FEATURES"),
+        (
             ["SOLVER.LR_SCHEDULER_NAME", "Cosine"],
             "SOLVER: the schedule of this config cannot be built: ",
         ),

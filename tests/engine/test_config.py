@@ -54,6 +54,20 @@ def load(tiny_data, tmp_path):
             ["MODEL.ROI_BOX_HEAD.NORM", "GN", "MODEL.ROI_BOX_HEAD.CONV_DIM", "48"],
             r"ROI_BOX_HEAD\.NORM: GN has 32 groups, which do not divide the 48 channels of .*CONV_DIM",
         ),
+        (["MODEL.FPN.NORM", "GNN"], r"FPN\.NORM: 'GNN' is unknown; choose one of BN, .*, GN, LN"),
+        (["MODEL.ROI_BOX_HEAD.NORM", "x"], r"ROI_BOX_HEAD\.NORM: 'x' is unknown"),
+        (["MODEL.ROI_MASK_HEAD.NORM", "x"], r"ROI_MASK_HEAD\.NORM: 'x' is unknown"),
+        (["MODEL.RPN.BBOX_REG_LOSS_TYPE", "l1"], r"RPN\.BBOX_REG_LOSS_TYPE is smooth_l1, .* ciou, got 'l1'"),
+        (["MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", "l1"], r"ROI_BOX_HEAD\.BBOX_REG_LOSS_TYPE is smooth_l1,"),
+        (["MODEL.PIXEL_MEAN", "[1.0]"], r"PIXEL_MEAN has one number per channel, 3 for .*FORMAT BGR, got"),
+        (
+            ["MODEL.PIXEL_STD", "[1.0, 1.0]"],
+            r"PIXEL_STD has one number per channel, 3 for .* got \[1\.0, 1\.0\]",
+        ),
+        (
+            ["TEST.EVAL_PERIOD", "1", "TEST.BEST_METRIC", "box/AP"],
+            r"BEST_METRIC: tiny_val have metrics of bbox, segm, keypoints, got 'box/AP'",
+        ),
         (["SOLVER.AMP.PRECISION", "fp8"], r"AMP\.PRECISION is auto, fp16 or bf16, got 'fp8'"),
         (["INPUT.AUGMENTATION", "lsj"], r"AUGMENTATION is stock, large_scale_jitter or crop_or_resize, got"),
         (["INPUT.RANDOM_FLIP", "False"], r"RANDOM_FLIP takes str"),
@@ -80,6 +94,20 @@ def test_cpu_stands_in_only_where_the_device_is_left_open(load):
 def test_fp16_on_the_cpu_is_refused(load):
     with pytest.raises(ConfigError, match="fp16 does not train on a CPU: use bf16"):
         load("MODEL.DEVICE", "cpu", "SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.PRECISION", "fp16")
+
+
+def test_gray_images_have_one_channel(load):
+    options = ("INPUT.FORMAT", "L", "MODEL.PIXEL_MEAN", "[110.0]", "MODEL.PIXEL_STD")
+    assert load(*options, "[1.0]").MODEL.PIXEL_MEAN == [110.0]
+    with pytest.raises(ConfigError, match=r"PIXEL_STD has .* 1 for INPUT\.FORMAT L"):
+        load(*options, "[1.0, 1.0, 1.0]")
+
+
+def test_the_best_of_several_sets_is_found_by_the_task(load):
+    options = ("DATASETS.TEST", "['tiny_val', 'tiny_train']", "TEST.EVAL_PERIOD", "1", "TEST.BEST_METRIC")
+    assert load(*options, "ema/tiny_val/segm/AP").TEST.BEST_METRIC
+    with pytest.raises(ConfigError, match="tiny_val, tiny_train have metrics of"):
+        load(*options, "tiny_val/AP")
 
 
 def test_classes_follow_from_the_data(load):
