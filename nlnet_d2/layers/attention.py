@@ -13,9 +13,10 @@ from nlnet_d2.layers.products import batched_product, is_recorded, plain, prefer
 from nlnet_d2.layers.switch import Switch
 
 # Numbers of the map that ``blocks`` forms at once, a few MB: they should stay in the cache. Of very large
-# maps so many queries nevertheless, since products of few rows are slow.
+# maps so many queries nevertheless, since products of few rows are slow; fewer where two parts are in memory.
 BLOCK = 2**20
 QUERIES = 384
+QUERIES_BACKWARD = 256
 # Channels of a head from which on ``blocks`` is faster than the fused kernel, too: those of non-local blocks.
 WIDE = 2**8
 # Maps of at most so many numbers are kept for the backward pass, larger ones formed again.
@@ -88,7 +89,7 @@ def _blocks_forward(q, k, v, rel_h, rel_w, kept: list[torch.Tensor] | None = Non
     if _is_large(q, k):
         k, v = plain(k), plain(v)  # several pieces read them
     q_rows, out_rows = (_grid(t, rel_h) for t in (q, out))
-    for piece in _pieces(q_rows.shape, k.shape[2]):
+    for piece in _pieces(q_rows.shape, k.shape[2], QUERIES):
         part = _map_of(piece, q_rows, k, rel_h, rel_w)
         out_rows[piece] = batched_product(part, _keys(v, piece).mT).view_as(out_rows[piece])
         if kept is not None:
@@ -101,11 +102,14 @@ def _grid(t: torch.Tensor, rel_h: torch.Tensor | None) -> torch.Tensor:
     return t.unsqueeze(3) if rel_h is None else t.unflatten(2, rel_h.shape[2:4])
 
 
-def _pieces(shape: torch.Size, keys: int) -> Iterator[tuple[slice, slice, slice]]:
-    """Maps, heads and rows of queries (N, heads, qh, qw, d) whose parts have about ``BLOCK`` numbers each."""
+def _pieces(shape: torch.Size, keys: int, queries: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Maps, heads and rows of queries (N, heads, qh, qw, d) whose parts have about ``BLOCK`` numbers each.
+
+    ``queries`` may be worked on at once even where that are more numbers.
+    """
     count, num_heads, height, width, _ = shape
     row = width * keys
-    rows = min(height, max(1, QUERIES // width, BLOCK // row))
+    rows = min(height, max(1, queries // width, BLOCK // row))
     heads = min(num_heads, max(1, BLOCK // (row * rows)))
     maps = max(1, BLOCK // (row * height * num_heads))
     for n in range(0, count, maps):
@@ -155,7 +159,7 @@ class _Blocks(torch.autograd.Function):
         d_q = torch.empty_like(q)
         d_rel = [torch.empty_like(t) for t in (rel_h, rel_w) if t is not None]
         d_k, d_v = (t.new_empty(t.mT.shape) for t in (k, v))  # transposed, the faster product
-        for i, piece in enumerate(_pieces(q.shape, k.shape[2])):
+        for i, piece in enumerate(_pieces(q.shape, k.shape[2], QUERIES_BACKWARD)):
             part = kept[i] if kept else _map_of(piece, q, k, rel_h, rel_w)
             d_out_part, first = _queries(d_out, piece), piece[2].start == 0
             _add_product(_keys(d_v, piece), d_out_part, part, first)

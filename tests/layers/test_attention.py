@@ -77,6 +77,7 @@ def test_the_size_of_the_pieces_does_not_matter(monkeypatch, block, keep, case):
     """Nor whether the map is kept for the backward pass."""
     monkeypatch.setattr(attention, "BLOCK", block)
     monkeypatch.setattr(attention, "QUERIES", 1)
+    monkeypatch.setattr(attention, "QUERIES_BACKWARD", 1)
     monkeypatch.setattr(attention, "KEEP", keep)
     tensors = make(case)
     expected, got = run("explicit", case, tensors), run("blocks", case, tensors)
@@ -92,6 +93,7 @@ def test_gradients_of_blocks_against_differences(monkeypatch, keep):
     monkeypatch.setattr(attention, "BLOCK", 20)
     monkeypatch.setattr(attention, "KEEP", keep)
     monkeypatch.setattr(attention, "QUERIES", 1)
+    monkeypatch.setattr(attention, "QUERIES_BACKWARD", 1)
     shapes = [(2, 2, 6, 3), (2, 2, 4, 3), (2, 2, 4, 3), (2, 2, 3, 2, 2), (2, 2, 3, 2, 2)]
     inputs = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
     assert torch.autograd.gradcheck(attention.blocks, inputs)

@@ -91,7 +91,8 @@ def test_batched_product_with_gradients():
 @pytest.mark.parametrize("block", [200, 3000])
 def test_attention(monkeypatch, block, with_positions):
     """Pieces of one head and of several, multiplied by oneDNN, against PyTorch's products or fused kernel."""
-    for name, value in {"BLOCK": block, "QUERIES": 1, "WIDE": 64 if with_positions else 8}.items():
+    sizes = {"BLOCK": block, "QUERIES": 1, "QUERIES_BACKWARD": 1, "WIDE": 64 if with_positions else 8}
+    for name, value in sizes.items():
         monkeypatch.setattr(attention, name, value)
     inputs = [torch.randn(2, 3, n, 8, requires_grad=True) for n in (40, 30, 30)]
     if with_positions:
