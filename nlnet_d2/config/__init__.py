@@ -130,7 +130,7 @@ def _add_clips(cfg: CN) -> None:
 def _add_solver(solver: CN) -> None:
     solver.OPTIMIZER = "SGD"  # or AdamW
     # What MAX_ITER, STEPS, CHECKPOINT_PERIOD and TEST.EVAL_PERIOD count: iterations, or epochs of
-    # DATASETS.TRAIN. WARMUP_ITERS always counts iterations.
+    # DATASETS.TRAIN (a CHECKPOINT_PERIOD longer than the run: every one). WARMUP_ITERS counts iterations.
     solver.UNIT = "iterations"
     solver.LAYER_DECAY = 1.0  # learning rate of a transformer block relative to the one above it
     # Parameters of these names are not decayed; norms and biases: WEIGHT_DECAY_NORM, WEIGHT_DECAY_BIAS.

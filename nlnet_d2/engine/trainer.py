@@ -58,12 +58,18 @@ def evaluator_kind(dataset_name: str) -> str:
 
 
 def in_iterations(cfg: CfgNode) -> CfgNode:
-    """A schedule in epochs (SOLVER.UNIT), in iterations: as many as show every sample so often."""
+    """A schedule in epochs (SOLVER.UNIT), in iterations: as many as show every sample so often.
+
+    A SOLVER.CHECKPOINT_PERIOD longer than the run, as Detectron2's 5000, becomes one epoch.
+    """
     if cfg.SOLVER.UNIT == "iterations":
         return cfg
     samples, cfg = len(training_records(cfg)), cfg.clone()
     cfg.defrost()
     solver = cfg.SOLVER
+    if solver.CHECKPOINT_PERIOD > solver.MAX_ITER:
+        logger.info("SOLVER.CHECKPOINT_PERIOD is longer than the run: a checkpoint every epoch instead")
+        solver.CHECKPOINT_PERIOD = 1
 
     def iterations(epochs: int) -> int:
         return math.ceil(epochs * samples / solver.IMS_PER_BATCH)

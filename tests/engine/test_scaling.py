@@ -88,6 +88,15 @@ def test_a_schedule_in_epochs(tiny_data, tmp_path):
     assert in_iterations(cfg) is cfg, "once"
 
 
+def test_a_checkpoint_period_longer_than_the_run_is_an_epoch(tiny_data, tmp_path, caplog):
+    """Detectron2's default is meant in iterations."""
+    with caplog.at_level("INFO", "nlnet_d2"):
+        stock = in_iterations(in_epochs(tiny_data, tmp_path, "SOLVER.CHECKPOINT_PERIOD", "5000"))
+    assert stock.SOLVER.CHECKPOINT_PERIOD == 3 and "a checkpoint every epoch instead" in caplog.text
+    last = in_iterations(in_epochs(tiny_data, tmp_path, "SOLVER.CHECKPOINT_PERIOD", "10"))
+    assert last.SOLVER.CHECKPOINT_PERIOD == last.SOLVER.MAX_ITER == 24, "only at the end, as asked"
+
+
 def test_the_trainer_counts_epochs_of_the_reference(tiny_data, tmp_path):
     """Written for 5 processes and run by one: one image an iteration, as many epochs."""
     trainer = Trainer(in_epochs(tiny_data, tmp_path, "SOLVER.REFERENCE_WORLD_SIZE", "5"))
