@@ -1,8 +1,8 @@
 """Frame-mAP of a detections CSV in AVA's format, by one of the public protocols.
 
-    %(prog)s --groundtruth ava_val_v2.2.csv --detections ava_detections.csv \\
-        --labelmap ava_action_list_v2.2_for_activitynet_2019.pbtxt \\
-        --excluded ava_val_excluded_timestamps_v2.2.csv
+%(prog)s --groundtruth ava_val_v2.2.csv --detections ava_detections.csv \\
+    --labelmap ava_action_list_v2.2_for_activitynet_2019.pbtxt \\
+    --excluded ava_val_excluded_timestamps_v2.2.csv
 """
 
 import argparse
