@@ -1,5 +1,6 @@
 """What other projects rely on: registration by import, one config function, Lazy configs and plain Python."""
 
+import os
 import re
 import subprocess
 import sys
@@ -44,11 +45,8 @@ def test_without_detectron2_the_import_says_how_to_get_it(tmp_path):
     *_, how, compiled = blocked.stderr.strip().splitlines()
     assert "ImportError: nlnet_d2 extends detectron2, which is not installed" in blocked.stderr
     python, installer = how.split()
-    assert (
-        python == sys.executable
-        and Path(installer).name == "install_detectron2.py"
-        and Path(installer).exists()
-    )
+    assert os.path.normpath(python) == os.path.normpath(sys.executable)
+    assert Path(installer).name == "install_detectron2.py" and Path(installer).exists()
     assert "pip install --no-build-isolation git+https://github.com/facebookresearch/detectron2" in compiled
 
 

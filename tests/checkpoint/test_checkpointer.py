@@ -8,6 +8,7 @@ import re
 import resource
 import shutil
 import signal
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -151,8 +152,8 @@ def test_what_was_written_is_read_again(tmp_path, monkeypatch):
 
     def flip_a_bit(data, file):
         save_file(data, file)
-        file.seek(file.tell() // 2)
-        file.write(b"\x55")
+        file.flush()
+        damage(Path(file.name), "flipped")
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", flip_a_bit)
