@@ -16,7 +16,8 @@ EXPLANATION = """\
 `memory`: our peak over the alternative's, lower is better: on a CPU the rise of the process's resident memory
 during one call (VmHWM, reset before it; the second call of a thread with a heap of its own, so that neither
 gaps nor first buffers count), on a GPU that of the allocator. `difference`: largest absolute difference of
-the results, gradients included; a row whose numbers did not agree would have been refused.
+the results, gradients included (sums over all positions, so large numbers); one above the tolerance, of
+networks 0.0001 of the tensor's largest number, would have been refused.
 `ours`: our median time and peak. `goal`: time on two cores, memory; a missed one is in bold. `--busy`: the
 machine did other work too, so times are those of the processor, on one thread.
 """
