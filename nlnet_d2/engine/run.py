@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import tempfile
 from collections.abc import Sequence
 
 import torch
@@ -24,6 +25,8 @@ from nlnet_d2.engine.weights import load_complete
 
 logger = logging.getLogger(__name__)
 
+SPACE = 1 << 20  # bytes, about what a run writes before its first checkpoint
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train or evaluate as the command line says; returns the exit code (see ``errors``)."""
@@ -41,6 +44,7 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> dict | None:
 
     Raises:
         ConfigError, DataError, CheckpointError, Diverged: see there.
+        OSError: OUTPUT_DIR cannot be written to.
     """
     key = "TEST" if args.eval_only else "TRAIN"
     if not cfg.DATASETS[key]:
@@ -52,6 +56,7 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> dict | None:
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"OUTPUT_DIR: expected a place for a folder, got {error}") from error
+    _require_space(cfg.OUTPUT_DIR)
     set_up(cfg, args)
     with noted(cfg.OUTPUT_DIR):
         if args.eval_only:
@@ -59,6 +64,15 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> dict | None:
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
         return trainer.train()
+
+
+def _require_space(folder: str) -> None:
+    """On a full disk, every line of the log would be a traceback."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(SPACE))
+    except OSError as error:
+        raise OSError(f"OUTPUT_DIR {folder} cannot be written to: {error}") from error
 
 
 def set_up(cfg: CfgNode, args: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """What a mistake is answered with: the exit code, the key, and the remedy. No traceback."""
 
 import pickle
+import tempfile
 
 import numpy as np
 import pytest
@@ -74,6 +75,15 @@ def test_what_cannot_be_written(nlnet, tmp_path, place):
         pickle.dump({"video,0902": np.zeros((1, 5), np.float32)}, file)
     code, _, err = nlnet("prepare-ava", "--convert-boxes", tmp_path / "people.pkl", place)
     assert code == 3 and err.startswith("error: [Errno ") and "Traceback" not in err
+
+
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_a_disk_that_is_full_from_the_start(nlnet, tiny_data, tmp_path, monkeypatch, command):
+    with open("/dev/full", "wb") as full:
+        monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: full)
+        code, out, err = nlnet(command, *arguments(tiny_data, tmp_path))
+    message = f"error: OUTPUT_DIR {tmp_path} cannot be written to: [Errno 28] No space left on device\n"
+    assert (code, out, err) == (3, "", message) and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("command", ["train", "eval", "analyze"])
