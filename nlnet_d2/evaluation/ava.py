@@ -79,6 +79,8 @@ def evaluate_ava(
     left_out = read_frames(excluded) if isinstance(excluded, str | Path) else excluded
     _require_common_ground(truth, found, classes)
     _log_left_out(found, classes)
+    if left_out is not None and left_out.videos and set(left_out.videos).isdisjoint(truth.videos):
+        logger.warning("%s: none of its videos is among those of %s", left_out.source, truth.source)
 
     keys = frame_keys(found, truth, *([] if left_out is None else [left_out]))
     det_frame, gt_frame, *excluded_frame = number_frames(*keys)

@@ -94,10 +94,19 @@ def test_detected_people(source, tmp_path):
     assert (second["second"], second["actions"].tolist()) == (11, [[0, 1, 0]])
 
 
-def test_excluded_frames(source, tmp_path):
-    excluded = rows_file(tmp_path, "excluded.csv", ["a,0012", "zzz,0012"])
+@pytest.mark.parametrize(
+    ("rows", "seconds", "warned"),
+    [
+        (["a,0012", "zzz,0012"], [10, 11.5], False),
+        (["a,0902", "zzz,0012"], [10, 12, 11.5], True),
+        ([], [10, 12, 11.5], False),
+    ],
+)
+def test_excluded_frames(rows, seconds, warned, source, tmp_path, caplog):
+    excluded = rows_file(tmp_path, "excluded.csv", rows)
     records = load_ava(replace(source, excluded=str(excluded)))
-    assert [r["second"] for r in records] == [10, 11.5]
+    assert [r["second"] for r in records] == seconds
+    assert (f"{excluded}: none of its 2 frames is a key frame of" in caplog.text) == warned
 
 
 def test_frame_list(source, videos, tmp_path):

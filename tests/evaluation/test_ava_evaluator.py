@@ -203,6 +203,14 @@ def test_detections_on_other_videos_are_an_error(tmp_path):
         evaluate_ava(**files("case1") | {"detections": other})
 
 
+def test_excluded_frames_of_other_videos_are_named(tmp_path, caplog):
+    other = tmp_path / "e.csv"
+    other.write_text("another,0902\n")
+    for excluded, times in ((files("case1")["excluded"], 0), (other, 1)):
+        evaluate_ava(**files("case1") | {"excluded": excluded})
+        assert caplog.text.count(f"{excluded}: none of its videos is among those of") == times
+
+
 def test_label_map_of_other_data_is_an_error():
     with pytest.raises(DataError, match="no row is of a class of the label map"):
         evaluate_ava(**files("case1") | {"labelmap": LabelMap({999: "fly"}, {})})

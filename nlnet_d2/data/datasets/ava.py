@@ -163,7 +163,11 @@ def load_ava(source: AvaSource, findings: list[Finding] | None = None) -> list[d
     for table in (annotations, *detections):
         rows = _usable_rows(table, columns, videos, source, findings)
         _add_people(frames, table, rows, annotated=table is annotations)
-    for frame in _excluded(source, findings):
+    excluded = set(_excluded(source, findings))
+    if excluded and excluded.isdisjoint(frames):  # of published ones, some lie outside a part of the data
+        names = source.excluded, len(excluded), source.annotations
+        logger.warning("%s: none of its %d frames is a key frame of %s", *names)
+    for frame in excluded:
         frames.pop(frame, None)
     return [
         _record(name, second, people, videos[name], columns, source)
