@@ -7,6 +7,7 @@ is mapped under its own seed, so that the number of workers changes nothing.
 
 import signal
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -140,9 +141,13 @@ class TrainLoader:
             for batch in _without_sigchld(loader):
                 handed_out.popleft()
                 yield batch
+        except ReadError as error:
+            traceback.clear_frames(error.__traceback__)  # they hold the processes that load data
+            raise
         except (RuntimeError, OSError, EOFError) as error:
             if not _means_death(error):
                 raise
+            traceback.clear_frames(error.__traceback__)
             waiting = sorted({index for batch in handed_out for _, index in batch})
             names = "\n  ".join(f"{index}, {sample_name(self.records[index])}" for index in waiting)
             raise ReadError(

@@ -82,10 +82,11 @@ def test_a_sample_that_cannot_be_read_is_named(workers):
 
     dicts = [{"file_name": f"{i}.jpg", "width": 2, "height": 1} for i in range(6)]
     loader = TrainLoader(dicts, mapper, lambda seed: range(6), batch_size=2, num_workers=workers)
-    stream = iter(loader)
+    before, stream = set(multiprocessing.active_children()), iter(loader)
     next(stream)
     with pytest.raises(ReadError, match="sample 3, 3.jpg, cannot be read: image file is truncated"):
         next(stream)
+    assert not set(multiprocessing.active_children()) - before, "none lives on"
 
 
 @pytest.mark.parametrize(
