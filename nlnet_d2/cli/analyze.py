@@ -29,6 +29,7 @@ from nlnet_d2.analysis.memory import step_memory
 from nlnet_d2.config.zoo import CONFIGS, config_files
 from nlnet_d2.engine.config import WITHOUT_DATA, config_of
 from nlnet_d2.engine.errors import ConfigError, exit_code
+from nlnet_d2.engine.seeding import seeded
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -101,7 +102,8 @@ def read_config(args: argparse.Namespace) -> CfgNode:
 
 def memory_report(args: argparse.Namespace) -> dict:
     """The JSON object of ``--memory``."""
-    memory = step_memory(read_config(args))
+    with seeded(0):  # how many proposals there are depends on the weights and on the paths that are dropped
+        memory = step_memory(read_config(args))
     clip = memory.size is not None
     return {
         "config": args.config_file,

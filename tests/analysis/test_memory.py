@@ -81,3 +81,13 @@ def test_command(capsys):
     result = json.loads(capsys.readouterr().out)
     assert result["unit"] == "px of the side" and 0 < result["largest"]["1 GB"] < result["largest"]["4 GB"]
     assert all(side % 32 == 0 for side in result["largest"].values())
+
+
+def test_command_says_the_same_each_time(monkeypatch, capsys):
+    """Although what is kept depends on random weights."""
+    monkeypatch.setattr(analyze, "step_memory", lambda cfg: StepMemory(0, 0, 1 + torch.rand(()).item()))
+    outputs = []
+    for _ in range(2):
+        analyze.main(["--config-file", SHAPES, "--memory", "1"])
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1]
