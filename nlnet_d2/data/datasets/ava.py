@@ -9,7 +9,7 @@ the order of the label map. ``select_people`` then decides whom a model is train
 import logging
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 
@@ -163,12 +163,8 @@ def load_ava(source: AvaSource, findings: list[Finding] | None = None) -> list[d
     for table in (annotations, *detections):
         rows = _usable_rows(table, columns, videos, source, findings)
         _add_people(frames, table, rows, annotated=table is annotations)
-    excluded = set(_excluded(source, findings))
-    if excluded and excluded.isdisjoint(frames):  # of published ones, some lie outside a part of the data
-        names = source.excluded, len(excluded), source.annotations
-        logger.warning("%s: none of its %d frames is a key frame of %s", *names)
-    for frame in excluded:
-        frames.pop(frame, None)
+    if source.excluded is not None:
+        _drop_excluded(frames, source, findings)
     return [
         _record(name, second, people, videos[name], columns, source)
         for (name, second), people in sorted(frames.items())
@@ -238,11 +234,19 @@ def _add_people(frames: dict, table: AvaTable, rows: np.ndarray, annotated: bool
             person.actions.add(actions[row])
 
 
-def _excluded(source: AvaSource, findings: list[Finding] | None) -> Iterable[tuple[str, float]]:
-    if source.excluded is None:
-        return []
+def _drop_excluded(frames: dict, source: AvaSource, findings: list[Finding] | None) -> None:
+    """Of published files, some frames lie outside a part of the data, but hardly all."""
     table = read_frames(source.excluded, findings)
-    return [(table.videos[v], s) for v, s in zip(table.video.tolist(), table.second.tolist(), strict=True)]
+    excluded = {
+        (table.videos[v], s) for v, s in zip(table.video.tolist(), table.second.tolist(), strict=True)
+    }
+    if excluded and excluded.isdisjoint(frames):
+        logger.warning(
+            "%s: none of its %d frames is a key frame of %s",
+            *(source.excluded, len(excluded), source.annotations),
+        )
+    for frame in excluded:
+        frames.pop(frame, None)
 
 
 def _record(name: str, second: float, people: dict, video: Video, columns: dict, source: AvaSource) -> dict:
