@@ -19,8 +19,16 @@ def case(ours, other, **options) -> Case:
     return Case("sum, 3", "loop", lambda device: Pair(ours, other), work=3, unit="numbers", **options)
 
 
+@pytest.fixture
+def precision(suite):
+    """Where maxima are pooled, one at which rounding does not decide which number gets the gradient."""
+    torch.set_default_dtype(torch.float64 if suite == "mvit" else torch.float32)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize("suite", benchmark.SUITES)
-def test_every_case_of_a_suite_computes_the_same(suite):
+def test_every_case_of_a_suite_computes_the_same(suite, precision):
     """At tiny sizes: ``measure`` raises where the two sides differ."""
     for tiny in benchmark.SUITES[suite](True):
         row = measure(tiny, suite, CPU, rounds=1)
