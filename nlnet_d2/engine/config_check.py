@@ -65,6 +65,7 @@ AT_LEAST = {
     "SOLVER.MAX_ITER": 1,
     "SOLVER.CHECKPOINT_PERIOD": 1,
 }
+CHANNELS = {"L": 1, "RGBA": 4, "CMYK": 4}  # of INPUT.FORMAT, others have 3
 # Where a norm may stand, and the channels that it normalises.
 NORMALIZED = [
     ("MODEL.FPN", "OUT_CHANNELS"),
@@ -139,7 +140,7 @@ def _check_norms(cfg: CfgNode) -> None:
 
 def _check_channels(cfg: CfgNode) -> None:
     """Detectron2 would build a model for as many channels, and fail on the first image."""
-    channels = 1 if cfg.INPUT.FORMAT == "L" else 3
+    channels = CHANNELS.get(cfg.INPUT.FORMAT, 3)
     for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
         if len(lookup(cfg, key)) != channels:
             raise ConfigError(

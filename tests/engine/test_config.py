@@ -96,10 +96,11 @@ def test_fp16_on_the_cpu_is_refused(load):
         load("MODEL.DEVICE", "cpu", "SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.PRECISION", "fp16")
 
 
-def test_gray_images_have_one_channel(load):
-    options = ("INPUT.FORMAT", "L", "MODEL.PIXEL_MEAN", "[110.0]", "MODEL.PIXEL_STD")
-    assert load(*options, "[1.0]").MODEL.PIXEL_MEAN == [110.0]
-    with pytest.raises(ConfigError, match=r"PIXEL_STD has .* 1 for INPUT\.FORMAT L"):
+@pytest.mark.parametrize(("mode", "mean"), [("L", [110.0]), ("RGBA", [110.0] * 4)])
+def test_not_all_images_have_three_channels(load, mode, mean):
+    options = ("INPUT.FORMAT", mode, "MODEL.PIXEL_MEAN", str(mean), "MODEL.PIXEL_STD")
+    assert load(*options, str(mean)).MODEL.PIXEL_MEAN == mean
+    with pytest.raises(ConfigError, match=rf"PIXEL_STD has .* {len(mean)} for INPUT\.FORMAT {mode}"):
         load(*options, "[1.0, 1.0, 1.0]")
 
 
