@@ -99,7 +99,7 @@ def test_fp16_on_the_cpu_is_refused(load):
 @pytest.mark.parametrize(("mode", "mean"), [("L", [110.0]), ("RGBA", [110.0] * 4)])
 def test_not_all_images_have_three_channels(load, mode, mean):
     options = ("INPUT.FORMAT", mode, "MODEL.PIXEL_MEAN", str(mean), "MODEL.PIXEL_STD")
-    assert load(*options, str(mean)).MODEL.PIXEL_MEAN == mean
+    assert mean == load(*options, str(mean)).MODEL.PIXEL_STD
     with pytest.raises(ConfigError, match=rf"PIXEL_STD has .* {len(mean)} for INPUT\.FORMAT {mode}"):
         load(*options, "[1.0, 1.0, 1.0]")
 
