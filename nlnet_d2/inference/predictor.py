@@ -14,6 +14,7 @@ from detectron2.data import MetadataCatalog, detection_utils
 from detectron2.data import transforms as T
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.structures import Boxes, Instances
+from PIL import Image
 from torch import nn
 
 from nlnet_d2.data.clip_transforms import ResizeShorterSide
@@ -28,6 +29,8 @@ from nlnet_d2.inference.sources import Camera, Failures, Picture, Source, all_fr
 logger = logging.getLogger(__name__)
 
 AVA_FPS = 30.0
+# Formats of pictures that lose nothing where they are read as RGB.
+FROM_RGB = ("BGR", "RGB", "L", "YUV-BT.601")
 
 
 @dataclass(frozen=True)
@@ -151,12 +154,17 @@ class ObjectPredictor:
         model: maps list[dict] with ``image``, ``height``, ``width`` to list[dict] with ``instances``.
         cfg: its config.
         batch_size: pictures at once; one, where a camera waits.
+
+    Raises:
+        ConfigError: the model takes more than colours, such as transparency.
     """
 
     def __init__(self, model: nn.Module, cfg: CfgNode, batch_size: int = 4):
         self.model, self.batch_size = model, batch_size
         self.resize = T.AugmentationList(detection_utils.build_augmentation(cfg, is_train=False))
-        self.is_bgr = cfg.INPUT.FORMAT == "BGR"
+        self.format = cfg.INPUT.FORMAT
+        if self.format not in FROM_RGB:
+            raise ConfigError(f"INPUT.FORMAT: pictures are read as {', '.join(FROM_RGB)}, got {self.format}")
 
     def require(self, sources: Sequence[Source]) -> None:
         """All kinds of sources will do."""
@@ -178,9 +186,9 @@ class ObjectPredictor:
 
     def prepare(self, image: np.ndarray) -> dict:
         """The model's input for an (H, W, 3) uint8 RGB image."""
-        prepared = T.AugInput(image[:, :, ::-1] if self.is_bgr else image)
+        prepared = T.AugInput(detection_utils.convert_PIL_to_numpy(Image.fromarray(image), self.format))
         self.resize(prepared)
-        pixels = torch.from_numpy(np.ascontiguousarray(prepared.image.transpose(2, 0, 1)))
+        pixels = torch.from_numpy(prepared.image.transpose(2, 0, 1).copy())
         return {"image": pixels, "height": image.shape[0], "width": image.shape[1]}
 
 

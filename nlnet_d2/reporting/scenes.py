@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from detectron2.config import CfgNode
+from detectron2.data.detection_utils import convert_image_to_rgb
 from torch import nn
 
 from nlnet_d2.analysis.attention_views import View, view
@@ -68,8 +69,7 @@ def read_scene(cfg: CfgNode, path: str, second: float | None = None) -> Scene:
 def picture_scene(cfg: CfgNode, image: np.ndarray) -> Scene:
     """The scene of an (H, W, 3) uint8 RGB image."""
     sample = ObjectPredictor(None, cfg).prepare(image)
-    pixels = sample["image"].numpy().transpose(1, 2, 0)
-    pixels = pixels[..., ::-1] if cfg.INPUT.FORMAT == "BGR" else pixels
+    pixels = convert_image_to_rgb(sample["image"].permute(1, 2, 0), cfg.INPUT.FORMAT)
     return Scene(image, pixels[None], sample)
 
 

@@ -30,7 +30,7 @@ def save_plain(path: Path, colour, size=(40, 30)) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("channels", "expected"), [("RGB", 0.8), ("BGR", 0.2)])
+@pytest.mark.parametrize(("channels", "expected"), [("RGB", 0.8), ("BGR", 0.2), ("L", 67 / 255)])
 def test_pictures_become_what_the_model_takes(tmp_path, stock_cfg, channels, expected):
     stock_cfg.INPUT.FORMAT, stock_cfg.INPUT.MIN_SIZE_TEST = channels, 60
     save_plain(tmp_path / "a.png", (204, 0, 51))
@@ -40,8 +40,10 @@ def test_pictures_become_what_the_model_takes(tmp_path, stock_cfg, channels, exp
     assert a.image_size == (30, 40) and a.pred_boxes.tensor.tolist() == [[0, 0, 40, 30]]
     assert a.scores.item() == pytest.approx(expected) and b.scores.item() == 0
     ((first, second),) = model.batches
-    assert first["image"].shape == (3, 60, 80) and first["image"].dtype == torch.uint8
-    assert second["image"].shape == (3, 150, 60) and (second["height"], second["width"]) == (50, 20)
+    assert (
+        first["image"].shape == (1 if channels == "L" else 3, 60, 80) and first["image"].dtype == torch.uint8
+    )
+    assert second["image"].shape[1:] == (150, 60) and (second["height"], second["width"]) == (50, 20)
 
 
 def test_batches(tmp_path, stock_cfg):
@@ -259,5 +261,9 @@ def test_what_is_refused(tmp_path, film, stock_cfg):
     ):
         with pytest.raises(ConfigError, match=message):
             nlnet_d2.predict(model, source, **options)
+    stock_cfg.INPUT.FORMAT = "RGBA"
+    with pytest.raises(ConfigError, match="FORMAT: pictures are read as BGR, RGB, L, YUV-BT.601, got RGBA"):
+        nlnet_d2.predict(Echo(), picture, config=stock_cfg)
+    stock_cfg.INPUT.FORMAT = "BGR"
     with pytest.raises(ConfigError, match="finds instances, but this one gives .'sem_seg'"):
         list(nlnet_d2.predict(Segmenter(), picture, config=stock_cfg))
