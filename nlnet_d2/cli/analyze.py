@@ -4,7 +4,7 @@
 %(prog)s --config-file C --input-size 800 1344 --json
 %(prog)s --all
 %(prog)s --table configs/README.md
-%(prog)s --config-file C --memory 8 16 24 80
+%(prog)s --memory 8 16 24 80 --config-file C
 
 params            all parameters, exact
 backbone_params   those of the backbone without its feature pyramid
