@@ -88,8 +88,6 @@ class FastCOCOEvaluator(COCOEvaluator):
         detections.dataset = {**self._coco_api.dataset, "annotations": []}
         _create_index(detections)
         coco_eval = FastCOCOeval(self._coco_api, detections, iou_type)
-        if iou_type != "keypoints":
-            coco_eval.params.maxDets = self._max_dets_per_image
         coco_eval.run()
         return coco_eval
 
