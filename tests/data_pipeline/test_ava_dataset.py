@@ -249,6 +249,8 @@ def test_frames_without_people(caplog):
     assert "1 of 3 key frames are used" in caplog.text
     best = select_people(data, False, 0.8, "best")
     assert [r["scores"].tolist() for r in best[1:]] == [[np.float32(0.6)]]
+    beside_weak = select_people([record([True, False], [np.nan, 0.3])], True, 0.8, "best")
+    assert len(beside_weak[0]["scores"]) == 1, "only a frame without people gets the best one"
     frame = select_people(data, False, 0.8, "frame")[2]
     assert frame["boxes"].tolist() == [[0, 0, 1, 1]]
     assert not frame["actions"].any()
@@ -322,5 +324,21 @@ def test_published_data_sets_are_registered():
         assert source.start_second == 900
         assert source.fps == 30
         assert (source.excluded is not None) == name.endswith("val")
+    train, val = (MetadataCatalog.get(name).source for name in ("ava_v2.2_train", "ava_v2.1_val"))
+    fields = ("annotations", "label_map", "evaluated_label_map")
+    boxes = "person_box_67091280_iou90/ava_detection"
+    assert [getattr(train, field).rpartition("/")[2] for field in fields] == [
+        "ava_train_v2.2.csv",
+        "ava_action_list_v2.2.pbtxt",
+        "ava_action_list_v2.2_for_activitynet_2019.pbtxt",
+    ]
+    assert train.boxes[0].endswith(f"{boxes}_train_boxes_and_labels_include_negative_v2.2.csv")
+    assert [getattr(val, field).rpartition("/")[2] for field in fields] == [
+        "ava_val_v2.1.csv",
+        "ava_action_list_v2.1.pbtxt",
+        "ava_action_list_v2.1_for_activitynet_2018.pbtxt",
+    ]
+    assert val.boxes[0].endswith(f"{boxes}_val_boxes_and_labels.csv")
+    assert val.excluded.endswith("annotations/ava_val_excluded_timestamps_v2.1.csv")
     with pytest.raises(DataError, match="ava_action_list_v2.2.pbtxt"):
         DatasetCatalog.get("ava_v2.2_val")
