@@ -167,15 +167,21 @@ def test_second_text():
 def test_written_detections_are_read_back(tmp_path):
     rng = np.random.default_rng(0)
     box = np.array([[0.1, 0.2, 0.3, 0.4], [0.5, 0.5, 1.0, 1.0]])
-    table = AvaTable.from_scores(["b", 'a, "1"'], [902, 12.5], box, rng.random((2, 3)), [1, 4, 80])
+    table = AvaTable.from_scores(["b", "a, 1"], [902, 12.5], box, rng.random((2, 3)), [1, 4, 80])
     write_detections(tmp_path / "d.csv", table)
     again = read_ava_csv(tmp_path / "d.csv", scored=True)
-    assert [again.videos[v] for v in again.video] == ["b", 'a, "1"']
+    assert [again.videos[v] for v in again.video] == ["b", "a, 1"]
     assert again.second.tolist() == [902, 12.5]
     np.testing.assert_allclose(again.box, box, atol=1e-6)
     assert again.action.tolist() == [1, 4, 80] * 2
     np.testing.assert_allclose(again.score, table.score, rtol=1e-5)
     assert (tmp_path / "d.csv").read_text().startswith("b,0902,0.100000,0.200000,0.300000,0.400000,1,")
+
+
+@pytest.mark.parametrize("name", ['"1"', 'a, "1"', "日本"])
+def test_written_names_are_read_back(name, tmp_path):
+    write_detections(tmp_path / "d.csv", AvaTable.from_scores([name], [1], np.zeros((1, 4)), [[1.0]], [1]))
+    assert read_ava_csv(tmp_path / "d.csv", scored=True).videos == [name]
 
 
 # --- label maps ---
