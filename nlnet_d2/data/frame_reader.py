@@ -118,14 +118,15 @@ class VideoFile:
                 seconds = stream.duration * stream.time_base
             elif tag := _DURATION.match(stream.metadata.get("DURATION", "")):
                 hours, minutes, rest = (Fraction(number) for number in tag.groups())
-                end = 3600 * hours + 60 * minutes + rest  # counted from time 0, not from the first frame
-                seconds = end - (stream.start_time or 0) * stream.time_base
+                seconds = 3600 * hours + 60 * minutes + rest
             elif container.duration:
                 seconds = Fraction(container.duration, av.time_base)
             else:
                 raise DataError(
                     f"{path}: its header gives no duration; rewrite it: ffmpeg -i OLD -c copy NEW"
                 )
+            if "matroska" in container.format.name:  # it counts from time 0, not from the first frame
+                seconds -= (stream.start_time or 0) * stream.time_base
         return cls(path, fps, max(1, round(seconds * Fraction(fps))), width, height)
 
     def read(self, frames: Sequence[int]) -> np.ndarray:

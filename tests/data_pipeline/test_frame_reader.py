@@ -22,6 +22,7 @@ KINDS = {
     "long_groups.mkv": {"g": 250, "bf": 3},
     "open_groups.mp4": {"x264_params": "open-gop=1:keyint=12:bframes=3:b-pyramid=normal"},
     "mpeg4.avi": {"codec": "mpeg4"},
+    "length_of_all_streams.flv": {"codec": "flv1"},
     "vp9.webm": {"codec": "libvpx-vp9", "deadline": "realtime"},
     "decoded_before_shown.ts": {"g": 30, "bf": 3},
 }
@@ -53,11 +54,27 @@ def test_variable_rate(fps, tmp_path):
     assert numbers(video.read(range(video.num_frames))) == expected
 
 
-def test_time_begins_with_the_first_frame(tmp_path):
-    """Cut videos often begin at some other time than 0."""
-    video = VideoFile.open(str(write_video(tmp_path / "v.mkv", [7.0 + s for s in EVEN])), 30.0)
+@pytest.mark.parametrize("tag", [b"DURATION", b"NO  TAGS"])
+def test_time_begins_with_the_first_frame(tag, tmp_path):
+    """Cut videos often begin at some other time than 0; not every program writes the length of a stream."""
+    path = write_video(tmp_path / "v.mkv", [7.0 + s for s in EVEN])
+    path.write_bytes(path.read_bytes().replace(b"DURATION", tag))
+    video = VideoFile.open(str(path), 30.0)
     assert video.num_frames == COUNT
     assert numbers(video.read([0, 10, COUNT - 1])) == [0, 10, COUNT - 1]
+
+
+@pytest.mark.parametrize("lead", frame_reader.LEADS[1:])
+def test_decoding_from_further_back(lead, tmp_path, monkeypatch):
+    monkeypatch.setattr(frame_reader, "LEADS", (lead,))
+    video = VideoFile.open(str(write_video(tmp_path / "v.mp4", EVEN)), 30.0)
+    assert numbers(video.read([80, 81])) == [80, 81]
+
+
+def test_a_video_has_at_least_one_frame(tmp_path):
+    video = VideoFile.open(str(write_video(tmp_path / "v.mp4", [0])), 1.0)
+    assert video.num_frames == 1
+    assert numbers(video.read([0])) == [0]
 
 
 def test_a_last_frame_that_stays(tmp_path):
