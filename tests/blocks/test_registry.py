@@ -141,7 +141,7 @@ def test_places_keep_the_order_of_the_list():
         ({"NAME": "NonLocal", "AT": {"res4": "last"}}, "list of indices, or all; got 'last'"),
         ({"NAME": "NonLocal", "AT": {"res4": [0.5]}}, "list of indices"),
         ({"NAME": "NonLocal", "AT": {"res4": [0]}, "POSITION": "after_conv4"}, "'after_conv4' is unknown"),
-        ({"NAME": "NonLocal", "AT": {"res4": [0]}, "RATIO": 4}, "NonLocal has no option RATIO; known: MODE, "),
+        ({"NAME": "NonLocal", "AT": {"res4": [0]}, "RATIO": 4}, "NonLocal has no option RATIO; known: "),
         ({"NAME": "NonLocal", "AT": {"res4": [0]}, "REDUCTON": 4}, "did you mean REDUCTION"),
     ],
 )
