@@ -191,6 +191,7 @@ def test_lazy_and_yaml_build_the_same():
         ({"window_size": 48}, "windows of 48 are larger than the 24 x 24 map of stage 2"),
         ({"num_heads": 5}, "EMBED_DIM 32 is not a multiple of NUM_HEADS 5"),
         ({"window_size": 10}, "stage 2 pools queries by 1, keys and values by 4, which does not divide"),
+        ({"window_size": 9, "kv_stride": 1}, "stage 3 pools queries by 2, .* by 1, which does not divide"),
     ],
 )
 def test_bad_options(changes, message):

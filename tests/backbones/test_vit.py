@@ -134,20 +134,27 @@ def test_padding_contract():
         tiny(100)
 
 
-@pytest.mark.parametrize("kind, convs", [("naive", 1), ("basic", 2), ("bottleneck", 3)])
+@pytest.mark.parametrize(
+    "kind, convs",
+    [
+        ("naive", [(96, 96, 3, 3)]),
+        ("basic", [(96, 96, 3, 3)] * 2),
+        ("bottleneck", [(48, 96, 1, 1), (48, 48, 3, 3), (96, 48, 1, 1)]),
+    ],
+)
 def test_conv_propagation(kind, convs):
     """Starts as the identity, then carries information across windows; names are Detectron2's."""
     net = ViT(**TINY | {"residual_block_indexes": [0], "residual_block": kind, "global_block_indexes": []})
     plain = ViT(**TINY | {"global_block_indexes": []})
-    extra = {k for k in net.state_dict() if k not in plain.state_dict()}
-    names = {f"conv{i + 1}.weight" for i in range(convs)}
-    names |= {f"norm{i + 1}.{p}" for i in range(convs) for p in ("weight", "bias")}
-    assert extra == {f"blocks.0.residual.{name}" for name in names}
+    extra = {k: v.shape for k, v in net.state_dict().items() if k not in plain.state_dict()}
+    shapes = {f"conv{i}.weight": shape for i, shape in enumerate(convs, start=1)}
+    shapes |= {f"norm{i}.{p}": s[:1] for i, s in enumerate(convs, start=1) for p in ("weight", "bias")}
+    assert extra == {f"blocks.0.residual.{name}": shape for name, shape in shapes.items()}
 
     plain.load_state_dict(net.state_dict(), strict=False)
     image = torch.randn(1, 3, 128, 128)
     torch.testing.assert_close(net.eval()(image)["last_feat"], plain.eval()(image)["last_feat"])
-    last = getattr(net.blocks[0].residual, f"norm{convs}")
+    last = getattr(net.blocks[0].residual, f"norm{len(convs)}")
     nn.init.ones_(last.weight)
     changed = image.clone()
     changed[..., 64:] += 1
