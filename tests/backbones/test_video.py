@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from nlnet_d2.backbones.resnet import STAGES
-from nlnet_d2.backbones.video.resnet3d import ContextBottleneckBlock3d, Conv3d, ResNet3D
+from nlnet_d2.backbones.video.resnet3d import DEPTHS, ContextBottleneckBlock3d, Conv3d, ResNet3D
 from nlnet_d2.backbones.video.slowfast import FRAME_RULES, SlowFast, slow_frames
 from nlnet_d2.layers.norm import FrozenBatchNorm3d
 
@@ -67,6 +67,13 @@ PARAMETERS = [
 def test_parameters(build, kwargs, channels, classes, expected):
     backbone = on_meta(build, **kwargs)
     assert sum(p.numel() for p in backbone.parameters()) + (channels + 1) * classes == expected
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_depth_counts_the_layers(depth):
+    """The stem, three of each residual block, the classifier."""
+    backbone = on_meta(ResNet3D, depth=depth)
+    assert 2 + 3 * sum(len(getattr(backbone, stage)) for stage in STAGES) == depth
 
 
 GFLOPS = [

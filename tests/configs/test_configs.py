@@ -1,5 +1,6 @@
 """Every recipe loads, builds, keeps its promises and trains for a step. New ones are covered by existing."""
 
+import inspect
 import re
 from functools import cache
 from pathlib import Path
@@ -7,18 +8,24 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.layers import FrozenBatchNorm2d, NaiveSyncBatchNorm
+from detectron2.layers import FrozenBatchNorm2d, NaiveSyncBatchNorm, ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from nlnet_d2 import add_nlnet_config
 from nlnet_d2.analysis import zoo
 from nlnet_d2.analysis.complexity import build_on_meta
+from nlnet_d2.backbones.mvit import MViT
+from nlnet_d2.backbones.video.resnet3d import ResNet3D
+from nlnet_d2.backbones.video.slowfast import SlowFast
+from nlnet_d2.backbones.vit import ViT
 from nlnet_d2.blocks import parse_spec
 from nlnet_d2.engine.config import config_of
+from nlnet_d2.modeling.action_head import ActionHead
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = {str(path.relative_to(CONFIGS).with_suffix("")): path for path in zoo.config_files(CONFIGS)}
@@ -50,6 +57,20 @@ DISTINCT = _distinct_models()
 def test_is_plain_yaml(name):
     content = yaml.safe_load(YAML_FILES[name].read_text())
     assert isinstance(content, dict)
+
+
+@pytest.mark.parametrize("build", [ViT, MViT, ResNet3D, SlowFast, ActionHead])
+def test_a_constructor_has_the_defaults_of_the_keys(build):
+    """Where no key of Detectron2's own says something else: a detector of images, on frozen statistics."""
+    cfg = get_cfg()
+    add_nlnet_config(cfg)
+    defaults = {name: p.default for name, p in inspect.signature(build).parameters.items()}
+    values = build.from_config(cfg, ShapeSpec(channels=3))
+    names = defaults.keys() & values.keys() - {"norm", "out_features", "freeze_at", "input_shape"}
+    assert names
+    for name in names:
+        default, value = (list(v) if isinstance(v, tuple) else v for v in (defaults[name], values[name]))
+        assert default == value, name
 
 
 @pytest.mark.parametrize("name", RECIPES)
