@@ -238,6 +238,7 @@ def test_freeze():
     assert isinstance(backbone.slow.stem.conv1.norm, FrozenBatchNorm3d)
     assert isinstance(backbone.slow.res3[0].conv1.norm, nn.BatchNorm3d)
     assert backbone.state_dict().keys() - SlowFast(**TINY_SLOWFAST).state_dict().keys() == set()
+    assert all(p.requires_grad for p in on_meta(ResNet3D).parameters()), "nothing unless asked for"
     with pytest.raises(ValueError, match="FREEZE_AT=4 freezes"):
         ResNet3D(blocks=FIVE_BLOCKS, freeze_at=4)
 
