@@ -65,7 +65,7 @@ def test_frames_are_those_that_were_drawn(root):
     """The clip around the first key frame is the first second of the scene."""
     scene = random_scene(np.random.default_rng([0, 1, 0]), PARAMETERS.seconds)
     read = load_ava(motions_source(PARAMETERS, root))[0]["video"].read(range(8, 24))
-    drawn = np.stack(list(paint_scene(scene))[:FPS])
+    drawn = np.stack(list(paint_scene(scene, FPS))[:FPS])
     assert np.abs(read.astype(int) - drawn).mean() < 4, "but for the compression"
 
 
@@ -158,7 +158,7 @@ def color_center(frame, figure) -> float:
 
 def test_walking_is_a_motion_to_the_named_side():
     for scene in scenes(15):
-        frames = list(paint_scene(scene))
+        frames = list(paint_scene(scene, FPS))
         for figure, second in deeds(scene):
             begin, end = (color_center(frames[second * FPS + i], scene.figures[figure]) for i in (0, FPS - 1))
             moved = {"walk left": -1, "walk right": 1}.get(actions_of(scene, figure, second)[0], 0)
@@ -195,7 +195,7 @@ def test_fast_and_slow_waving_look_alike_at_a_quarter_of_the_rate():
 
 def test_boxes_hold_the_figures_and_nothing_of_the_others():
     for scene in scenes(15):
-        frames = list(paint_scene(scene))
+        frames = list(paint_scene(scene, FPS))
         for figure, second in deeds(scene):
             x1, y1, x2, y2 = box_of(scene, figure, second)
             frame = frames[second * FPS + FPS // 2]

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from nlnet_d2.data.datasets.motions import FPS
-
 SIZE = (160, 96)  # width, height
 REACH = 20  # of a figure to either side, in pixels
 GAP = 44  # between the middles of two figures, at least
@@ -151,19 +149,20 @@ def _height(figure: Figure, deed: Deed) -> float:
     return figure.height * (0.62 if deed.crouches else 1.0)
 
 
-def paint_scene(scene: Scene) -> Iterator[np.ndarray]:
-    """(H, W, 3) uint8, one frame after the other; second s is from frame s * FPS on."""
+def paint_scene(scene: Scene, fps: int) -> Iterator[np.ndarray]:
+    """(H, W, 3) uint8, one frame after the other; second s is from frame s * fps on."""
     for second in range(scene.seconds):
-        for frame in range(FPS):
+        for frame in range(fps):
             image = scene.background.copy()
             cv2.line(image, (0, scene.ground), (SIZE[0], scene.ground), (120, 120, 120), 1)
             for figure, deeds in zip(scene.figures, scene.deeds, strict=True):
-                _paint_figure(image, figure, deeds[second], scene.ground, frame)
+                deed = deeds[second]
+                _paint_figure(image, figure, deed, (deed.place(frame / fps), scene.ground), frame)
             yield image
 
 
-def _paint_figure(image: np.ndarray, figure: Figure, deed: Deed, ground: int, frame: int) -> None:
-    height, x = _height(figure, deed), deed.place(frame / FPS)
+def _paint_figure(image: np.ndarray, figure: Figure, deed: Deed, feet: tuple, frame: int) -> None:
+    height, (x, ground) = _height(figure, deed), feet
     hip, shoulder, head = (ground - share * height for share in (0.4, 0.72, 0.87))
     arm = 0.3 * figure.height
     waving, other = x + 3 * figure.side, x - 3 * figure.side

@@ -108,7 +108,7 @@ def _draw_video(folder: Path, parameters: MotionsParameters, index: int) -> tupl
     rng = np.random.default_rng([parameters.seed, SPLITS.index(parameters.split), index])
     scene = scenes.random_scene(rng, parameters.seconds)
     name = f"{parameters.split}_{index:04d}"
-    frames = list(scenes.paint_scene(scene))
+    frames = list(scenes.paint_scene(scene, FPS))
     still = FPS // 2  # frames before and after, so that key frames are at whole seconds
     encode(folder / f"{name}.mp4", [frames[0]] * still + frames + [frames[-1]] * still, FPS)
 
