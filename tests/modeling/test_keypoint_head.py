@@ -92,5 +92,5 @@ def test_a_training_step(boxes):
 )
 def test_bad_specs_name_the_key(entry, message):
     with pytest.raises(ValueError, match=message) as error:
-        build_keypoint_head(config([entry]), SHAPE)
+        build_keypoint_head(config([EVERY_SECOND, entry]), SHAPE)
     assert str(error.value).startswith("MODEL.ROI_KEYPOINT_HEAD.BLOCKS: ")

@@ -9,7 +9,7 @@ from torch import nn
 
 from nlnet_d2 import add_nlnet_config
 from nlnet_d2.solver import build_optimizer
-from nlnet_d2.solver.param_groups import layer_numbers
+from nlnet_d2.solver.param_groups import layer_numbers, parameter_groups
 
 
 def config(*options):
@@ -68,7 +68,7 @@ def test_what_is_not_decayed(model):
 
 
 def test_each_kind_has_its_key(model):
-    """WEIGHT_DECAY_NORM, WEIGHT_DECAY_BIAS and NO_DECAY, for recipes that decay more."""
+    """WEIGHT_DECAY_NORM, WEIGHT_DECAY_BIAS, NO_DECAY and BIAS_LR_FACTOR, for recipes that need them."""
     options = [
         "SOLVER.WEIGHT_DECAY_NORM",
         0.3,
@@ -76,8 +76,11 @@ def test_each_kind_has_its_key(model):
         0.2,
         "SOLVER.NO_DECAY",
         ["pos_embed"],
+        "SOLVER.BIAS_LR_FACTOR",
+        2.0,
     ]
     found = hyperparameters(build_optimizer(config(*options), model), model)
+    assert found["roi_heads.box_predictor.cls_score.bias"] == pytest.approx((0.0002, 0.2))
     decays = {name: decay for name, (_, decay) in found.items()}
     assert decays["backbone.simfp_2.1.weight"] == decays["backbone.net.blocks.0.norm1.weight"] == 0.3
     assert decays["backbone.net.blocks.0.attn.proj.bias"] == 0.2
@@ -118,6 +121,11 @@ def test_layer_decay_of_mvit():
     assert found["backbone.bottom_up.scale5_norm.weight"] == pytest.approx((0.00016, 0))
 
 
+def test_without_options_all_are_alike():
+    groups = parameter_groups(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), lr=0.1, weight_decay=0.01)
+    assert {(group["lr"], group["weight_decay"]) for group in groups} == {(0.1, 0.01)}
+
+
 def test_frozen_parameters_are_left_out(model):
     optimizer_names = hyperparameters(build_optimizer(config(), model), model)
     try:
@@ -144,20 +152,22 @@ def test_sgd_is_that_of_detectron2():
 def test_gradient_clipping():
     cfg = config("SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "norm")
     cfg.merge_from_list(["SOLVER.LAYER_DECAY", 1.0, "SOLVER.OPTIMIZER", "SGD", "SOLVER.WEIGHT_DECAY", 0.0])
-    weight = nn.Linear(2, 1, bias=False)
-    nn.init.zeros_(weight.weight)
-    optimizer = build_optimizer(cfg, weight)
-    (weight(torch.full((1, 2), 300.0))).sum().backward()
+    layer = nn.Linear(2, 1)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    optimizer = build_optimizer(cfg, layer)
+    (layer(torch.full((1, 2), 300.0))).sum().backward()
     optimizer.step()
-    assert weight.weight.norm().item() == pytest.approx(
-        cfg.SOLVER.BASE_LR * cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE
-    )
+    step = cfg.SOLVER.BASE_LR * cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE
+    assert layer.weight.norm().item() == pytest.approx(step)
+    assert layer.bias.item() == pytest.approx(-step), "each by its own norm"
 
 
-def test_gradient_clipping_of_the_full_model():
+@pytest.mark.parametrize("enabled, expected", [(True, [3.0, 4.0]), (False, [30.0, 40.0])])
+def test_gradient_clipping_of_the_full_model(enabled, expected):
     """By one norm: the proportions between the gradients of different layers stay."""
     cfg = config("SOLVER.OPTIMIZER", "SGD", "SOLVER.LAYER_DECAY", 1.0, "SOLVER.MOMENTUM", 0.0)
-    cfg.merge_from_list(["SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 5.0])
+    cfg.merge_from_list(["SOLVER.CLIP_GRADIENTS.ENABLED", enabled, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 5.0])
     cfg.merge_from_list(["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "full_model", "SOLVER.WEIGHT_DECAY", 0.0])
     model = nn.ModuleList([nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)])
     before = torch.cat([p.detach().flatten() for p in model.parameters()])
@@ -165,7 +175,7 @@ def test_gradient_clipping_of_the_full_model():
     (model[0].weight * 30 + model[1].weight * 40).sum().backward()
     optimizer.step()
     change = before - torch.cat([p.detach().flatten() for p in model.parameters()])
-    torch.testing.assert_close(change / cfg.SOLVER.BASE_LR, torch.tensor([3.0, 4.0]), rtol=1e-3, atol=0)
+    torch.testing.assert_close(change / cfg.SOLVER.BASE_LR, torch.tensor(expected), rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("name", ["WarmupMultiStepLR", "WarmupCosineLR"])
