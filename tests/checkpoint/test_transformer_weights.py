@@ -75,15 +75,15 @@ def test_vit_of_another_size(tiny_vit):
     model = tiny_vit()
     grid = torch.arange(64.0).reshape(8, 8)[None, :, :, None].expand(1, 8, 8, 32)  # a plane: 8 y + x
     token = torch.full((1, 1, 32), 100.0)
-    kernel = make_tensor("kernel.weight", (32, 3, 1, 1)).expand(32, 3, 14, 14)  # constant over a patch
+    first = make_tensor("kernel.weight", (32, 3, 1, 1))
+    kernel = (first + torch.arange(32.0)[:, None]).expand(32, 3, 32, 32)  # a ramp over a patch
     changes = {"pos_embed": torch.cat([token, grid.flatten(1, 2)], dim=1), "patch_embed.proj.weight": kernel}
     load_weights(model, timm_vit(model, **changes))
     assert torch.equal(model.pos_embed[:, :1], token)
     inner = model.pos_embed[0, 1:, 0].reshape(4, 4)[1:3, 1:3]  # away from the border bicubic keeps a plane
     assert torch.allclose(inner, torch.tensor([[22.5, 24.5], [38.5, 40.5]]), atol=0.5)
-    assert torch.allclose(
-        model.patch_embed.proj.weight, kernel[:, :, :1, :1].expand(32, 3, 16, 16), atol=1e-5
-    )
+    expected = (first + torch.arange(0.5, 32, 2)[:, None]).expand(32, 3, 16, 16)
+    assert torch.allclose(model.patch_embed.proj.weight[:, :, 1:-1], expected[:, :, 1:-1], atol=1e-4)
     without_token = tiny_vit(pretrain_use_cls_token=False)
     state = timm_vit(model, pos_embed=make_tensor("pos_embed", (1, 17, 32)))
     load_weights(without_token, state)
