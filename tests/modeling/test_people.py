@@ -12,7 +12,7 @@ from torch import nn
 import nlnet_d2
 from nlnet_d2.checkpoint.checkpointer import CheckpointError
 from nlnet_d2.engine.weights import load_attached, load_complete
-from nlnet_d2.modeling.people import FrozenDetector
+from nlnet_d2.modeling.people import FrozenDetector, KeyFrameDetector
 
 ROOT = Path(__file__).parents[2]
 TINY_DETECTOR = ROOT / "tests" / "data" / "engine" / "tiny.yaml"  # with keys of this package
@@ -105,3 +105,32 @@ def test_it_sees_the_key_frame_at_full_size():
     (seen,) = detector.detector.seen
     assert seen["image"].shape == (3, 96, 128) and seen["image"].unique().tolist() == [7]
     assert people.image_size == (24, 32)
+
+    stripes = torch.zeros(3, 48, 64)
+    stripes[:, :, ::4] = 200.0
+    detector.min_size = 12
+    detector([{"clip": clip, "key_frame": stripes}], Clips, {})
+    torch.testing.assert_close(detector.detector.seen[0]["image"].mean(), torch.tensor(50.0), atol=5, rtol=0)
+
+
+class Part(nn.Module):
+    def forward(self, clips, maps, *rest):
+        self.map, self.people = maps["res5"].item(), rest[-1]
+        return [], {}
+
+
+def test_joint_mode_looks_at_the_key_frame():
+    """... and learns that people are class 0; the next is the background."""
+    finder = KeyFrameDetector(proposal_generator=Part(), roi_heads=Part())
+    features = {"res5": torch.arange(4.0).view(1, 1, 4, 1, 1)}
+    target = Instances((32, 32), gt_boxes=Boxes(torch.tensor([[0.0, 0.0, 9.0, 9.0]])))
+    finder.losses(None, features, [target])
+    for part in finder.children():
+        assert part.map == 2 and part.people[0].gt_classes.tolist() == [0]
+    finder([], None, features)
+    assert finder.roi_heads.map == 2
+
+
+def test_joint_mode_has_one_class():
+    with pytest.raises(ValueError, match="finds people only: set MODEL.ROI_HEADS.NUM_CLASSES to 1"):
+        build_model(config("MODEL.PEOPLE.NAME", "KeyFrameDetector", "MODEL.ROI_HEADS.NUM_CLASSES", 2))
