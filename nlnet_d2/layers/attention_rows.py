@@ -23,7 +23,7 @@ def cells(points: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
         (Q, D) indices.
     """
     sides = torch.tensor(grid, device=points.device)
-    return (points * sides).long().clamp(min=torch.zeros_like(sides), max=sides - 1)
+    return (points * sides).long().clamp(max=sides - 1)
 
 
 def flat_cells(points: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:

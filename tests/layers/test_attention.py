@@ -7,6 +7,7 @@ import torch
 
 from nlnet_d2.layers import attention
 from nlnet_d2.layers.attention import IMPLEMENTATIONS, attend, attention_map, use_attention
+from nlnet_d2.layers.products import use_onednn
 from nlnet_d2.layers.relative_position import decomposed_bias
 
 # maps, heads, query map, key map, channels of a head: windows, one large map, pooled keys
@@ -86,6 +87,19 @@ def test_the_size_of_the_pieces_does_not_matter(monkeypatch, block, keep, case):
     gradients = (torch.autograd.grad(out, tensors, weights) for out in (got, expected))
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+
+
+def test_gradients_through_onednn(monkeypatch):
+    """In single precision, which it takes, and with pieces of one head, whose sums it cannot add."""
+    monkeypatch.setattr(attention, "BLOCK", 200)
+    monkeypatch.setattr(attention, "QUERIES", 1)
+    monkeypatch.setattr(attention, "QUERIES_BACKWARD", 1)
+    tensors = [t.detach().float().requires_grad_() for t in make("oblong")]
+    expected = torch.autograd.grad(run("explicit", "oblong", tensors).square().sum(), tensors)
+    with use_onednn(True):
+        got = torch.autograd.grad(run("blocks", "oblong", tensors).square().sum(), tensors)
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("keep", [0, 10**6])
