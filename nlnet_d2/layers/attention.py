@@ -19,7 +19,7 @@ QUERIES = 384
 QUERIES_BACKWARD = 256
 # Channels of a head from which on ``blocks`` is faster than the fused kernel, too: those of non-local blocks.
 WIDE = 2**8
-# Maps of at most so many numbers, no more than BLOCK, are kept for the backward pass, larger ones formed again.
+# Maps of at most so many numbers (at most BLOCK) are kept for the backward pass, larger ones formed again.
 KEEP = 2**16
 
 
