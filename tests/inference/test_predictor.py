@@ -40,9 +40,8 @@ def test_pictures_become_what_the_model_takes(tmp_path, stock_cfg, channels, exp
     assert a.image_size == (30, 40) and a.pred_boxes.tensor.tolist() == [[0, 0, 40, 30]]
     assert a.scores.item() == pytest.approx(expected) and b.scores.item() == 0
     ((first, second),) = model.batches
-    assert (
-        first["image"].shape == (1 if channels == "L" else 3, 60, 80) and first["image"].dtype == torch.uint8
-    )
+    assert first["image"].shape == (1 if channels == "L" else 3, 60, 80)
+    assert first["image"].dtype == torch.uint8
     assert second["image"].shape[1:] == (150, 60) and (second["height"], second["width"]) == (50, 20)
 
 

@@ -219,7 +219,7 @@ def _add_people(frames: dict, table: AvaTable, rows: np.ndarray, annotated: bool
     """Merge rows into ``frames``: equal boxes of a frame are one person, with the actions of all."""
     boxes = table.box.clip(0, 1).round(_DECIMALS).tolist()
     actions, scores = table.action.tolist(), table.score.tolist()
-    keys = [(table.videos[v], s) for v, s in zip(table.video.tolist(), table.second.tolist(), strict=True)]
+    keys = table.key_frames()
     for row, box in zip(rows.tolist(), table.row_box[rows].tolist(), strict=True):
         people = frames.setdefault(keys[box], {})
         corners = tuple(boxes[box])
@@ -236,10 +236,7 @@ def _add_people(frames: dict, table: AvaTable, rows: np.ndarray, annotated: bool
 
 def _drop_excluded(frames: dict, source: AvaSource, findings: list[Finding] | None) -> None:
     """Of published files, some frames lie outside a part of the data, but hardly all."""
-    table = read_frames(source.excluded, findings)
-    excluded = {
-        (table.videos[v], s) for v, s in zip(table.video.tolist(), table.second.tolist(), strict=True)
-    }
+    excluded = set(read_frames(source.excluded, findings).key_frames())
     if excluded and excluded.isdisjoint(frames):
         logger.warning(
             "%s: none of its %d frames is a key frame of %s",

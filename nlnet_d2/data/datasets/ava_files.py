@@ -78,6 +78,10 @@ class AvaTable:
             line=np.arange(1, np.size(scores) + 1, dtype=np.int32),
         )
 
+    def key_frames(self) -> list[tuple[str, float]]:
+        """Name of the video and second, for each of the B boxes."""
+        return [(self.videos[v], s) for v, s in zip(self.video.tolist(), self.second.tolist(), strict=True)]
+
     def finding(self, row: int, key: str, expected: str, remedy: str, severity: str = "error") -> Finding:
         """A problem of a row, naming its line, frame and box."""
         box = self.row_box[row]
