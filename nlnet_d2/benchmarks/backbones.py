@@ -150,9 +150,8 @@ def build_slowfast(form: str, size: tuple[int, int, int], alternative: str, quic
         net = other = randomize(SlowFast(**(TINY_SLOWFAST if quick else {}))).eval().to(device)
     ours = nlnet_d2.optimize_for_inference(net)
     if form == "compiled":
-        ours = torch.compile(ours)
-        with torch.no_grad(), torch._inductor.config.patch(freezing=True):  # as an option it comes too late
-            ours(clip)
+        # As an option of torch.compile it comes too late.
+        ours = torch._inductor.config.patch(freezing=True)(torch.compile(ours))
     return compare(ours, other, FORWARD, clip)
 
 

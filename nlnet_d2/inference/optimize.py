@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from nlnet_d2.backbones.resnet import ContextBlockMixin
+from nlnet_d2.backbones.video.conv3d import Stem3d
 from nlnet_d2.blocks.context import ContextPooling
 from nlnet_d2.blocks.nonlocal_ import NonLocal
 from nlnet_d2.layers.norm import is_constant
@@ -21,6 +22,7 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
 
     - Batch normalisation, frozen or not, goes into the convolution before it; kernels are standardised once.
     - Convolutions work on channels-last maps (N, H, W, C), which oneDNN and cuDNN like better.
+    - The stem of a fast pathway computes two frames at once (CPU).
     - Context blocks of a residual block write over their input, which nobody else needs.
 
     The copy is in evaluation mode, and cannot be trained: nothing in it requires gradients. Its names are not
@@ -41,6 +43,8 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
                 if isinstance(block, ContextPooling):
                     block.inplace = True
     for module in model.modules():
+        if isinstance(module, Stem3d):
+            module.pair_frames()
         if isinstance(module, CONVS):
             module.to(memory_format=FORMATS[module.weight.ndim])
     return model

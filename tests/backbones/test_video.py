@@ -7,7 +7,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from nlnet_d2.backbones.resnet import STAGES
-from nlnet_d2.backbones.video.resnet3d import DEPTHS, ContextBottleneckBlock3d, Conv3d, ResNet3D
+from nlnet_d2.backbones.video.conv3d import Conv3d
+from nlnet_d2.backbones.video.resnet3d import DEPTHS, ContextBottleneckBlock3d, ResNet3D
 from nlnet_d2.backbones.video.slowfast import FRAME_RULES, SlowFast, slow_frames
 from nlnet_d2.layers.norm import FrozenBatchNorm3d
 
@@ -313,3 +314,20 @@ def test_pathways_of_one_clip_join_in_their_format():
     clip = torch.randn(1, 4, 8, 12, 10).contiguous(**last)
     convs = [Conv3d(4, 6, kernel, norm="").to(**last) for kernel in ((1, 3, 3), (3, 1, 1), (1, 1, 1))]
     assert torch.cat([conv(clip) for conv in convs], dim=1).is_contiguous(**last)
+
+
+@pytest.mark.parametrize("freezing", [False, True])
+def test_compiled_clips_are_planes_unless_weights_are_compiled_in(freezing):
+    """With its weights a clip stays whole: views would hide what oneDNN computes in one go."""
+    operators = []
+
+    def backend(graph, _):
+        operators.extend({node.target for node in graph.graph.nodes} & {torch.conv2d, torch.conv3d})
+        return graph
+
+    conv = Conv3d(4, 6, (1, 3, 3), norm="").to(memory_format=torch.channels_last_3d)
+    clip = torch.randn(1, 4, 8, 12, 10).contiguous(memory_format=torch.channels_last_3d)
+    with torch._inductor.config.patch(freezing=freezing), torch.no_grad():
+        got = torch.compile(conv, backend=backend, fullgraph=True)(clip)
+    assert operators == [torch.conv3d if freezing else torch.conv2d]
+    torch.testing.assert_close(got, conv(clip))

@@ -12,6 +12,7 @@ from nlnet_d2 import add_nlnet_config, optimize_for_inference
 from nlnet_d2.backbones.mvit import MViT
 from nlnet_d2.backbones.resnet import ContextResNet
 from nlnet_d2.backbones.resnet_v2 import ResNetV2
+from nlnet_d2.backbones.video.resnet3d import ResNet3D
 from nlnet_d2.backbones.video.slowfast import SlowFast
 from nlnet_d2.backbones.vit import ViT
 from nlnet_d2.backbones.vit_pyramid import SimpleFeaturePyramid
@@ -24,6 +25,7 @@ BLOCKS = [
     {"NAME": "SimplifiedNonLocal", "AT": {"res4": "all"}},
     {"NAME": "SqueezeExcitation", "AT": {"res5": "all"}, "POSITION": "after_conv1"},
 ]
+THIN = {"depth": 14, "stem_channels": 4, "width": 8, "res2_channels": 32}
 BACKBONES = {
     "resnet": lambda: ContextResNet(blocks=BLOCKS, norm="BN"),
     "frozen resnet": lambda: ContextResNet(blocks=BLOCKS, norm="FrozenBN"),
@@ -79,6 +81,36 @@ def test_what_is_folded():
     assert convs and all(c.weight.is_contiguous(memory_format=torch.channels_last) for c in convs)
     kept = optimize_for_inference(ContextResNet(depth=18, norm="GN"))
     assert any(isinstance(m, nn.GroupNorm) for m in kept.modules())
+
+
+@pytest.mark.parametrize("frames", [1, 8, 9])
+def test_thin_stem_computes_two_frames_at_once(frames):
+    net = randomize(ResNet3D(arch="fast", **THIN))
+    clip = torch.randn(2, 3, frames, 32, 48)
+    optimised = optimize_for_inference(net)
+    again = optimize_for_inference(optimised)
+    assert optimised.stem.conv1.weight.shape[0] == again.stem.conv1.weight.shape[0] == 8
+    expected = maps(net, clip)["res5"]
+    for faster in (optimised, again):
+        torch.testing.assert_close(maps(faster, clip)["res5"], expected, rtol=1e-4, atol=1e-4)
+        stem = faster.stem(clip)
+        assert stem.shape[1:3] == (4, frames) and stem.stride(1) == 1
+
+
+@pytest.mark.parametrize("options", [{"stem_channels": 16}, {"norm": "GN"}, {"norm": ""}])
+def test_stem_that_stays(options):
+    """It fills a vector, has a norm that does not fold, or none."""
+    assert not optimize_for_inference(ResNet3D(arch="fast", **THIN | options)).stem.paired
+
+
+@pytest.mark.slow
+def test_compiled_with_its_weights():
+    net = randomize(SlowFast(depth=14, width=16, stem_channels=16, res2_channels=32, beta_inv=4))
+    clip = torch.randn(1, 3, 8, 64, 64)
+    with torch._inductor.config.patch(freezing=True):
+        got = maps(torch.compile(optimize_for_inference(net), fullgraph=True), clip)
+    for key, value in maps(net, clip).items():
+        torch.testing.assert_close(got[key], value, rtol=1e-4, atol=1e-4)
 
 
 def test_context_blocks_write_over_their_input():

@@ -21,14 +21,13 @@ from detectron2.config import configurable
 from detectron2.layers import CNNBlockBase, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import Backbone, ResNet
-from fvcore.nn.weight_init import c2_msra_fill
 from torch import nn
 from torch.nn import functional as F
 
 from nlnet_d2.backbones.keys import model_keys
 from nlnet_d2.backbones.resnet import STAGES, ContextBlockMixin, place_in_stages
+from nlnet_d2.backbones.video.conv3d import Conv3d, Stem3d
 from nlnet_d2.blocks.base import nearest
-from nlnet_d2.layers.norm import GROUPS, get_norm
 
 DEPTHS = {14: (1, 1, 1, 1), 26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
@@ -58,73 +57,6 @@ class ClipShapeSpec(NamedTuple):
     channels: int
     stride: int
     temporal_stride: int
-
-
-class Conv3d(nn.Conv3d):
-    """A convolution without bias, with its normalisation as child ``norm`` (as Detectron2's ``Conv2d``).
-
-    Kernel (T, H, W), odd; stride and dilation act on H and W. Keeps T, and H and W up to the stride.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel: tuple[int, int, int],
-        *,
-        norm: str,
-        stride: int = 1,
-        temporal_stride: int = 1,
-        dilation: int = 1,
-    ):
-        padding = (kernel[0] // 2, dilation * (kernel[1] // 2), dilation * (kernel[2] // 2))
-        steps = (temporal_stride, stride, stride)
-        super().__init__(
-            in_channels, out_channels, kernel, steps, padding, (1, dilation, dilation), bias=False
-        )
-        self.norm = _norm(norm, out_channels)
-        c2_msra_fill(self)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C, T, H, W) -> (N, C', T, H / stride, W / stride)."""
-        planar = x.is_cpu and x.is_contiguous(memory_format=torch.channels_last_3d)
-        x = self._planar(x) if planar else super().forward(x)
-        return x if self.norm is None else self.norm(x)
-
-    def _planar(self, x: torch.Tensor) -> torch.Tensor:
-        """The same in two dimensions where the kernel has no more: views of a channels-last clip. oneDNN is
-        faster there, and PyTorch leaves thin clips to a slow kernel of its own in three dimensions.
-        """
-        if self.kernel_size[0] == self.stride[0] == 1:  # frames (N * T, C, H, W)
-            frames = x.transpose(1, 2)
-            steps = self.stride[1:], self.padding[1:], self.dilation[1:]
-            out = F.conv2d(frames.flatten(0, 1), self.weight.squeeze(2), self.bias, *steps)
-            return out.unflatten(0, frames.shape[:2]).transpose(1, 2)
-        if self.kernel_size[1:] == self.stride[1:] == (1, 1):  # (N, C, T, H * W)
-            steps = (self.stride[0], 1), (self.padding[0], 0)
-            out = F.conv2d(x.flatten(3), self.weight.squeeze(4), self.bias, *steps)
-            # Unfolded with the channels last, so that a single clip is seen to have them there.
-            return out.movedim(1, 3).unflatten(2, x.shape[3:]).movedim(4, 1)
-        return super().forward(x)
-
-
-def _norm(norm: str, channels: int) -> nn.Module | None:
-    """``get_norm`` for clips, but GN keeps two channels per group in the thin layers of a fast pathway."""
-    if norm == "GN" and channels < 2 * GROUPS:
-        return nn.GroupNorm(max(channels // 2, 1), channels)
-    return get_norm(norm, channels, dim=3)
-
-
-class Stem3d(nn.Module):
-    """T x 7 x 7 convolution and 1 x 3 x 3 max-pooling, each of spatial stride 2."""
-
-    def __init__(self, in_channels: int, out_channels: int, temporal_kernel: int, norm: str):
-        super().__init__()
-        self.conv1 = Conv3d(in_channels, out_channels, (temporal_kernel, 7, 7), stride=2, norm=norm)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, 3, T, H, W) -> (N, C, T, H / 4, W / 4)."""
-        return F.max_pool3d(F.relu_(self.conv1(x)), (1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
 
 
 class BottleneckBlock3d(CNNBlockBase):

@@ -28,7 +28,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from nlnet_d2.backbones.resnet import STAGES
-from nlnet_d2.backbones.video.resnet3d import ClipShapeSpec, Conv3d, ResNet3D, check_choice, frozen
+from nlnet_d2.backbones.video.conv3d import Conv3d
+from nlnet_d2.backbones.video.resnet3d import ClipShapeSpec, ResNet3D, check_choice, frozen
 
 FUSED = ("stem", "res2", "res3", "res4")
 PATHWAYS = ("slow", "fast")
