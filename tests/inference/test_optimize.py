@@ -103,12 +103,12 @@ def test_stem_that_stays(options):
     assert not optimize_for_inference(ResNet3D(arch="fast", **THIN | options)).stem.paired
 
 
-@pytest.mark.slow
-def test_compiled_with_its_weights():
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_clips_compiled_whole_with_the_weights_inside(backend):
     net = randomize(SlowFast(depth=14, width=16, stem_channels=16, res2_channels=32, beta_inv=4))
     clip = torch.randn(1, 3, 8, 64, 64)
     with torch._inductor.config.patch(freezing=True):
-        got = maps(torch.compile(optimize_for_inference(net), fullgraph=True), clip)
+        got = maps(torch.compile(optimize_for_inference(net), backend=backend, fullgraph=True), clip)
     for key, value in maps(net, clip).items():
         torch.testing.assert_close(got[key], value, rtol=1e-4, atol=1e-4)
 

@@ -167,7 +167,7 @@ class SlowFast(Backbone):
         for name in ("stem", *STAGES):
             slow, fast = getattr(self.slow, name)(slow), getattr(self.fast, name)(fast)
             maps = {f"slow_{name}": slow, f"fast_{name}": fast}
-            features |= {key: x for key, x in maps.items() if key in self._out_features}
+            features.update((key, x) for key, x in maps.items() if key in self._out_features)
             if name in self.fuse:
                 lateral = self.fuse[name](fast)
                 slow = torch.cat([slow, F.relu_(lateral) if self.fusion_norm else lateral], dim=1)
