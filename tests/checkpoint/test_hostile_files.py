@@ -205,10 +205,15 @@ def oversized():
         ((-4,), (1,)),
         ((4,), (-1,)),
         ((4, 4), (8, 1)),
+        ((4, 4), (5, 1)),  # the last row
         ((1 << 32, 1 << 32), (0, 0)),
     ):
         content = torch_zip({"a": tensor_of(Declared(16), size, stride)})
         yield f"torch tensor {size} {stride}", content, "refused: a tensor of shape"
+    second = Declared(4)
+    second.pid = (*second.pid[:2], "1", *second.pid[3:])
+    both = {"a": tensor_of(Declared(4), (4,), (1,)), "b": tensor_of(second, (4,), (1,))}
+    yield "second torch storage", torch_zip(both), "storage 1 declares 16 bytes and has 0"
     both = {"a": tensor_of(Declared(4), (4,), (1,)), "b": tensor_of(Declared(16), (4,), (1,))}
     yield "torch storage, twice", torch_zip(both), "two sizes"
     packed = torch_zip({"a": tensor_of(Declared(1), (1,), (1,))}, bytes(MEGABYTE), zipfile.ZIP_DEFLATED)

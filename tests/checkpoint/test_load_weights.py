@@ -8,6 +8,7 @@ from deterministic import read_keys
 from published_weights import R18, assert_complete, caffe2_name, detector, on_meta, report_of_start, shapes
 from safetensors.torch import save_file
 from tiny_run import arguments
+from torch import nn
 from torchvision.models import resnet18
 
 from nlnet_d2.backbones.resnet import ContextResNet
@@ -33,6 +34,17 @@ def test_new_context_blocks_may_be_missing():
         load_weights(model, half)
     with pytest.raises(CheckpointError, match=r"that the model's has not: res4\.\*\.after_add"):
         load_weights(ContextResNet(norm="BN", **R18), model.state_dict())
+
+
+def test_model_of_several_processes():
+    """What DistributedDataParallel wraps is loaded; its own names have one more part."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model = nn.parallel.DistributedDataParallel(ContextResNet(norm="BN", **R18))
+        load_weights(model, published := resnet18().state_dict())
+    finally:
+        torch.distributed.destroy_process_group()
+    assert torch.equal(model.module.stem.conv1.weight, published["conv1.weight"])
 
 
 def test_parts_that_a_trained_detector_lacks_must_be_allowed():
