@@ -44,7 +44,7 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
                     block.inplace = True
     for module in model.modules():
         if isinstance(module, Stem3d):
-            module.pair_frames()
+            module.pair_frames()  # its norm is folded by now, and its new kernel gets its format below
         if isinstance(module, CONVS):
             module.to(memory_format=FORMATS[module.weight.ndim])
     return model

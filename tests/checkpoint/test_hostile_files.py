@@ -78,8 +78,8 @@ class TensorPickler(pickle._Pickler):
 
 
 class Declared:
-    def __init__(self, numel, storage=torch.FloatStorage, kind="storage"):
-        self.pid = (kind, storage, "0", "cpu", numel)
+    def __init__(self, numel, storage=torch.FloatStorage, kind="storage", key="0"):
+        self.pid = (kind, storage, key, "cpu", numel)
 
 
 def torch_zip(content, data=bytes(64), compression=zipfile.ZIP_STORED):
@@ -176,8 +176,7 @@ def shared():
     yield "encoding", pickle.dumps({"a": Reduces(codecs.encode, "a", nested)}), "something else"
     yield "dtype", pickle.dumps({"a": Reduces(np.dtype, nested)}), "a dtype that is no name"
     yield "name", pickle.dumps({keys: np.ones(3)}), "objects if written out"
-    storages = Declared(4, kind=nested), Declared(4)
-    storages[1].pid = ("storage", torch.FloatStorage, nested, "cpu", 4)
+    storages = Declared(4, kind=nested), Declared(4, key=nested)
     for part, storage in zip(("kind", "key"), storages, strict=True):
         content = torch_zip({"a": tensor_of(storage, (4,), (1,))})
         yield f"{part} of a storage", content, "an unknown kind of storage"
@@ -210,9 +209,7 @@ def oversized():
     ):
         content = torch_zip({"a": tensor_of(Declared(16), size, stride)})
         yield f"torch tensor {size} {stride}", content, "refused: a tensor of shape"
-    second = Declared(4)
-    second.pid = (*second.pid[:2], "1", *second.pid[3:])
-    both = {"a": tensor_of(Declared(4), (4,), (1,)), "b": tensor_of(second, (4,), (1,))}
+    both = {"a": tensor_of(Declared(4), (4,), (1,)), "b": tensor_of(Declared(4, key="1"), (4,), (1,))}
     yield "second torch storage", torch_zip(both), "storage 1 declares 16 bytes and has 0"
     both = {"a": tensor_of(Declared(4), (4,), (1,)), "b": tensor_of(Declared(16), (4,), (1,))}
     yield "torch storage, twice", torch_zip(both), "two sizes"

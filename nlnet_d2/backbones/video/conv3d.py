@@ -37,7 +37,7 @@ class Conv3d(nn.Conv3d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, T, H, W) -> (N, C', T, H / stride, W / stride)."""
-        planar = x.is_cpu and x.is_contiguous(memory_format=torch.channels_last_3d) and not fuses()
+        planar = x.is_cpu and x.is_contiguous(memory_format=torch.channels_last_3d) and not _fuses()
         x = self._planar(x) if planar else super().forward(x)
         return x if self.norm is None else self.norm(x)
 
@@ -58,7 +58,7 @@ class Conv3d(nn.Conv3d):
         return super().forward(x)
 
 
-def fuses() -> bool:
+def _fuses() -> bool:
     """Whether inductor compiles the weights in: oneDNN then computes clips of any shape, and in one go what
     follows a convolution, unless views stand between.
     """
