@@ -1,5 +1,6 @@
 """Suite ``blocks``: context blocks, and attention with decomposed relative positions."""
 
+from collections.abc import Iterable
 from functools import partial
 
 import torch
@@ -41,19 +42,24 @@ def compare(ours, other, passes: str, *inputs: torch.Tensor, parameters=()) -> P
     leaves = [p for p in parameters if p.requires_grad]
     if passes == BOTH:
         leaves += [x.requires_grad_() for x in inputs]
-    d_maps = []  # the gradients of the squares, made once, so that they count for neither
+        # Their gradients, made once, so that they count for neither; without activations below them in
+        # memory, whose place the allocator could then not give back, as it does in training.
+        with torch.no_grad():
+            d_maps = _listed(ours(*inputs))
 
     def run(function):
         with torch.set_grad_enabled(passes == BOTH):
             maps = function(*inputs)
         if passes == FORWARD:
             return maps
-        maps = [maps] if isinstance(maps, torch.Tensor) else list(maps)
-        if not d_maps:
-            d_maps.extend(x.detach().clone() for x in maps)
+        maps = _listed(maps)
         return *(x.detach() for x in maps), *torch.autograd.grad(maps, leaves, d_maps)
 
     return Pair(partial(run, ours), partial(run, other))
+
+
+def _listed(maps: torch.Tensor | Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    return [maps] if isinstance(maps, torch.Tensor) else list(maps)
 
 
 def non_local(quick: bool) -> list[Case]:

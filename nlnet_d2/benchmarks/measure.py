@@ -1,4 +1,4 @@
-"""One comparison: first the numbers of both sides, then the memory, then the time in alternating rounds."""
+"""One comparison: first the numbers of both sides, then the time in alternating rounds, then the memory."""
 
 import ctypes
 import gc
@@ -75,10 +75,11 @@ def measure(case: Case, suite: str, device: torch.device, rounds: int, busy: boo
     difference = None
     if case.tolerance is not None:
         difference = max_difference(sides[0](), sides[1](), case.tolerance, f"{suite}: {case.name}")
-    ours_bytes, other_bytes = (peak_bytes(call, device, pair.prepare) for call in pair[:2])
     clock = process_time if busy else perf_counter
     seconds = np.array([[timed(c, device, clock, pair.prepare) for c in pair[:2]] for _ in range(rounds)])
     seconds[:, 1] *= pair.repeat
+    # Last, since it changes how the process allocates.
+    ours_bytes, other_bytes = (peak_bytes(call, device, pair.prepare) for call in pair[:2])
     ours, other = np.median(seconds, axis=0)
     by_round = seconds[:, 1] / seconds[:, 0]
     return {
@@ -190,7 +191,6 @@ def _rise(call: Callable, prepare: Callable) -> int:
         before = _resident("VmRSS")
         call()
         risen = _resident("VmHWM") - before
-    libc.mallopt(M_MMAP_THRESHOLD, 1 << 25)  # for the time measured next, as an allocator in use sets it
     return risen
 
 

@@ -13,6 +13,7 @@ KEY = ("suite", "case", "alternative", "device", "busy")
 COLUMNS = ("case", "alternative", "time", "spread", "memory", "difference", "ours", "goal")
 EXPLANATION = """\
 `time`: the alternative's median time over ours, higher is better; `spread`: lowest and highest of the rounds.
+Each row has a process of its own, since what was freed before decides how much new memory costs.
 `memory`: our peak over the alternative's, lower is better: on a CPU the rise of the process's resident memory
 during one call (VmHWM, reset before it; the second call of a thread with a heap of its own, so that neither
 gaps nor first buffers count), on a GPU that of the allocator. `difference`: largest absolute difference of

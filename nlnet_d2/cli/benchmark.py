@@ -1,4 +1,4 @@
-"""Speed and memory beside other ways to compute the same, in one process, in alternating rounds.
+"""Speed and memory beside other ways to compute the same, in alternating rounds, each case in a new process.
 
 nlnet-d2 benchmark blocks
 nlnet-d2 benchmark vit mvit --case "512 px" --rounds 7 --json out.json --plot out.png
@@ -13,13 +13,15 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 
 from nlnet_d2.benchmarks import backbones, blocks, data, evaluation, report, training
-from nlnet_d2.benchmarks.measure import Goal, WrongNumbers, measure
+from nlnet_d2.benchmarks.measure import Case, Goal, WrongNumbers, measure
 from nlnet_d2.engine.errors import ConfigError, exit_code
 
 SUITES = {
@@ -55,17 +57,28 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> list[dict]:
     """Rows of the cases asked for, printed as they come."""
     rows, device = [], torch.device(args.device)
-    torch.manual_seed(0)
-    if args.busy:
-        torch.set_num_threads(1)
     for suite in args.suites:
         for case in SUITES[suite](args.quick):
+            if args.case not in case.name:
+                continue
             if args.quick:
-                case = replace(case, goal=Goal())
-            if args.case in case.name:
-                rows.append(measure(case, suite, device, 1 if args.quick else args.rounds, args.busy))
-                print(f"{suite}: {' | '.join(report.cells(rows[-1]))}", flush=True)
+                row = measure_alone(replace(case, goal=Goal()), suite, device, 1, args.busy)
+            else:
+                with ProcessPoolExecutor(1, get_context("spawn")) as new_process:
+                    row = new_process.submit(
+                        measure_alone, case, suite, device, args.rounds, args.busy
+                    ).result()
+            rows.append(row)
+            print(f"{suite}: {' | '.join(report.cells(row))}", flush=True)
     return rows
+
+
+def measure_alone(case: Case, suite: str, device: torch.device, rounds: int, busy: bool) -> dict:
+    """``measure`` as the first in its process: what was freed before decides how costly new memory is."""
+    torch.manual_seed(0)
+    if busy:
+        torch.set_num_threads(1)
+    return measure(case, suite, device, rounds, busy)
 
 
 def compare(args: argparse.Namespace) -> None:

@@ -1,7 +1,10 @@
 """The benchmarks compare what is equal, refuse what is not, and write rows of one form. No times here."""
 
 import json
+import os
+from functools import partial
 from pathlib import Path
+from time import time
 
 import numpy as np
 import pytest
@@ -63,7 +66,7 @@ def test_each_call_is_prepared_and_rounds_alternate():
     calls = []
     pair = Pair(lambda: calls.append("a") or 1.0, lambda: calls.append("b") or 1.0, lambda: calls.append("-"))
     measure(Case("sum, 3", "loop", lambda device: pair, 3, "numbers"), "toy", CPU, rounds=2)
-    assert "".join(calls) == "-a-b" + "-a-a-b-b" + "-a-b" * 2  # numbers, memory, two rounds
+    assert "".join(calls) == "-a-b" + "-a-b" * 2 + "-a-a-b-b"  # numbers, two rounds, memory
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells the peak")
@@ -78,17 +81,23 @@ def test_peak_of_memory():
     assert 0.9 < peak_bytes(temporary, CPU) / 2**26 < 1.2
 
 
+def note_process(path: Path, device) -> Pair:
+    with path.open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    return Pair(time, time)
+
+
 def test_rows_measured_again_replace_the_old(tmp_path, monkeypatch):
-    monkeypatch.setitem(
-        benchmark.SUITES,
-        "vit",
-        lambda quick: [case(lambda: 1.0, lambda: 1.0, goal=Goal(1e9))],
-    )
+    """And each case is the first that its process measures."""
+    processes = tmp_path / "processes"
+    toy = Case("clock, 1", "itself", partial(note_process, processes), 1, "calls", None, Goal(1e9))
+    monkeypatch.setitem(benchmark.SUITES, "vit", lambda quick: [toy])
     paths = [tmp_path / name for name in ("rows.json", "page.md")]
     for _ in range(2):
         benchmark.main(["vit", "--json", str(paths[0]), "--markdown", str(paths[1]), "--rounds", "2"])
     (row,) = json.loads(paths[0].read_text())
     assert row["rounds"] == 2 and row["goal"] == [1e9, None] and row.keys() >= FIELDS
+    assert len({*processes.read_text().split(), str(os.getpid())}) == 3
     page = paths[1].read_text()
     assert "**≥ 1e+09**" in page and "nlnet-d2 benchmark vit`" in page and "Not run" in page
 
