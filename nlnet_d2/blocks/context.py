@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from nlnet_d2.blocks.base import BLOCKS, bottleneck_channels
-from nlnet_d2.layers.products import batched_product
+from nlnet_d2.layers.products import matmul
 
 CONVS = {2: nn.Conv2d, 3: nn.Conv3d}
 POOLINGS = ("att", "avg")
@@ -41,8 +41,9 @@ class ContextPooling(nn.Module):
         if self.conv_mask is None:
             positions = x.shape[2:].numel()
             return x.new_full((x.shape[0], 1, positions), 1 / positions)
-        logits = self.conv_mask.weight.flatten(1) @ x.flatten(2)  # faster than a convolution to one channel
-        return (logits + self.conv_mask.bias).softmax(dim=-1)
+        # Faster than a convolution to one channel.
+        logits = matmul(self.conv_mask.weight.flatten(1), x.flatten(2), self.conv_mask.bias)
+        return logits.softmax(dim=-1)
 
     def attention_rows(self, x: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
         """``attention`` for each of the Q ``points``: (N, Q, 1 head, H, W) or (N, Q, 1, T, H, W)."""
@@ -53,7 +54,7 @@ class ContextPooling(nn.Module):
         """sum_j attention_j x_j: (N, C, H, W) -> (N, C, 1, 1)."""
         if self.conv_mask is None:
             return x.mean(dim=tuple(range(2, x.ndim)), keepdim=True)
-        context = batched_product(x.flatten(2), self.attention(x))  # (N, C, 1)
+        context = matmul(x.flatten(2), self.attention(x).mT)  # (N, C, 1)
         return context.reshape(*x.shape[:2], *[1] * (x.ndim - 2))
 
     def add(self, x: torch.Tensor, term: torch.Tensor) -> torch.Tensor:

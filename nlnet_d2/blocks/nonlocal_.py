@@ -17,6 +17,7 @@ from nlnet_d2.blocks.base import BLOCKS, bottleneck_channels
 from nlnet_d2.layers.attention import attend
 from nlnet_d2.layers.attention_rows import flat_cells
 from nlnet_d2.layers.norm import get_norm, is_constant
+from nlnet_d2.layers.products import matmul
 from nlnet_d2.layers.switch import Switch
 from nlnet_d2.layers.watched import is_watched
 
@@ -57,13 +58,13 @@ class _Moments(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
         ctx.save_for_backward(x)
-        return x @ x.mT, x.sum(2, keepdim=True)
+        return matmul(x, x.mT), x.sum(2, keepdim=True)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, d_squares, d_sum):
         (x,) = ctx.saved_tensors
-        return torch.baddbmm(d_sum, d_squares + d_squares.mT, x)
+        return matmul(d_squares + d_squares.mT, x, d_sum)
 
 
 def _matrix(conv: nn.Module, norm: nn.Module | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -84,7 +85,7 @@ def _product(conv: nn.Module, x: torch.Tensor, norm: nn.Module | None = None) ->
         x = conv(x)
     else:
         weight, bias = _matrix(conv, norm)
-        x = torch.baddbmm(bias, weight.expand(x.shape[0], -1, -1), x.flatten(2)).unflatten(2, x.shape[2:])
+        x = matmul(weight, x.flatten(2), bias).unflatten(2, x.shape[2:])
         norm = None if is_constant(norm) else norm  # it is in the matrix
     return x if norm is None else norm(x)
 
@@ -200,10 +201,12 @@ class NonLocal(nn.Module):
         squares, sums = _Moments.apply(keys)
         (theta, b_theta), (phi, b_phi), (g, b_g) = map(_matrix, (self.theta, self.phi, self.g))
         w_z, b_z = _matrix(self.out, self.norm)
-        g_x = g @ squares + b_g @ sums.mT  # the sum of g_j x_jT: (N, C', C)
-        g_phi = g_x @ phi.t() + (g @ sums + keys.shape[2] * b_g) @ b_phi.t()  # of g_j phi_jT: (N, C', C')
-        whole = w_z @ (g_phi / keys.shape[2])
-        z = torch.baddbmm(whole @ b_theta + b_z, whole @ theta, x.flatten(2)).view_as(x)
+        g_x = matmul(g, squares, b_g @ sums.mT)  # the sum of g_j x_jT: (N, C', C)
+        g_phi = matmul(
+            g_x, phi.t(), (g @ sums + keys.shape[2] * b_g) @ b_phi.t()
+        )  # of g_j phi_jT: (N, C', C')
+        whole = matmul(w_z, g_phi / keys.shape[2])
+        z = matmul(matmul(whole, theta), x.flatten(2), whole @ b_theta + b_z).view_as(x)
         return z if is_constant(self.norm) else self.norm(z)
 
     def _project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -228,7 +231,7 @@ class NonLocal(nn.Module):
                 theta = theta * theta.shape[-1] ** 0.5  # ``attend`` scales by C'^-1/2
             return attend(*(t.unsqueeze(1) for t in (theta, phi, g))).squeeze(1)  # one head
         if self.mode == "dot_product" and order == "reassociated":
-            return theta @ (phi.transpose(1, 2) @ (g / g.shape[1]))  # divided first: half precision
+            return matmul(theta, matmul(phi.mT, g / g.shape[1]))  # divided first: half precision
         return self._pairwise(theta, phi) @ g
 
     def _pairwise(self, theta: torch.Tensor, phi: torch.Tensor) -> torch.Tensor:

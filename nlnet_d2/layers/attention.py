@@ -9,7 +9,7 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from nlnet_d2.layers.products import batched_product, is_recorded, plain, prefers_onednn, product
+from nlnet_d2.layers.products import is_recorded, matmul, plain, prefers_onednn, product
 from nlnet_d2.layers.switch import Switch
 
 # Numbers of the map that ``blocks`` forms at once, a few MB: they should stay in the cache. Of very large
@@ -91,7 +91,7 @@ def _blocks_forward(q, k, v, rel_h, rel_w, kept: list[torch.Tensor] | None = Non
     q_rows, out_rows = (_grid(t, rel_h) for t in (q, out))
     for piece in _pieces(q_rows.shape, k.shape[2], QUERIES):
         part = _map_of(piece, q_rows, k, rel_h, rel_w)
-        out_rows[piece] = batched_product(part, _keys(v, piece).mT).view_as(out_rows[piece])
+        out_rows[piece] = matmul(part, _keys(v, piece)).view_as(out_rows[piece])
         if kept is not None:
             kept.append(part)
     return out
@@ -130,7 +130,7 @@ def _keys(t: torch.Tensor, piece: tuple) -> torch.Tensor:
 
 def _map_of(piece, q_rows, k, rel_h, rel_w) -> torch.Tensor:
     """The softmax over the keys for a piece: (maps * heads, rows * qw, Lk)."""
-    logits = batched_product(_queries(q_rows, piece) * k.shape[-1] ** -0.5, _keys(k, piece))
+    logits = matmul(_queries(q_rows, piece) * k.shape[-1] ** -0.5, _keys(k, piece).mT)
     if rel_h is not None:
         grid = logits.view(*rel_h[piece].shape, rel_w.shape[-1])  # (maps, heads, rows, qw, kh, kw)
         grid += rel_h[piece].unsqueeze(-1)
@@ -163,13 +163,13 @@ class _Blocks(torch.autograd.Function):
             part = kept[i] if kept else _map_of(piece, q, k, rel_h, rel_w)
             d_out_part, first = _queries(d_out, piece), piece[2].start == 0
             _add_product(_keys(d_v, piece), d_out_part, part, first)
-            d_logits = batched_product(d_out_part, _keys(v, piece))  # after the softmax; before it:
+            d_logits = matmul(d_out_part, _keys(v, piece).mT)  # after the softmax; before it:
             d_logits.sub_((d_out_part * _queries(out, piece)).sum(-1, keepdim=True)).mul_(part)
             if d_rel:
                 grid = d_logits.view(*rel_h[piece].shape, rel_w.shape[-1])  # (maps, heads, rows, qw, kh, kw)
                 d_rel[0][piece], d_rel[1][piece] = grid.sum(-1), grid.sum(-2)
             _add_product(_keys(d_k, piece), _queries(q, piece) * scale, d_logits, first)
-            d_q[piece] = batched_product(d_logits, _keys(k, piece).mT).mul_(scale).view_as(d_q[piece])
+            d_q[piece] = matmul(d_logits, _keys(k, piece)).mul_(scale).view_as(d_q[piece])
             del part, d_logits  # or they would still be there when the next are formed
         return d_q.flatten(2, 3), d_k.mT, d_v.mT, *(d_rel or (None, None))
 

@@ -59,11 +59,38 @@ def plain(matrices: torch.Tensor) -> torch.Tensor:
     return matrices if matrices.mT.is_contiguous() else matrices.contiguous()
 
 
-def batched_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a bT for each of a batch, of one and without gradients by oneDNN: (B, M, K), (B, N, K) -> (B, M, N)."""
-    if len(a) == 1 and not torch.is_grad_enabled() and prefers_onednn(a):
-        return product(a[0], b[0]).unsqueeze(0)
-    return torch.bmm(a, b.transpose(1, 2))
+def _product_over_rows(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """aT b by oneDNN, which wants the wider matrix as the second: (R, M), (R, N) -> (M, N)."""
+    return product(a.t(), b.t()) if a.shape[1] <= b.shape[1] else product(b.t(), a.t()).t()
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, a, b):
+        ctx.save_for_backward(a, b)
+        return product(a, b.t())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_out):
+        a, b = ctx.saved_tensors
+        d_a = product(d_out, b) if ctx.needs_input_grad[0] else None
+        return d_a, _product_over_rows(a, d_out) if ctx.needs_input_grad[1] else None
+
+
+def matmul(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """a b + bias for each of a batch, of one by the faster library: (B, M, K), (B, K, N) -> (B, M, N).
+
+    a or b may be a matrix, the same for all of the batch; bias: what expands to the result.
+    """
+    count = (a if a.ndim == 3 else b).shape[0]
+    if not prefers_onednn(a) or count != 1:
+        a, b = a.expand(count, -1, -1), b.expand(count, -1, -1)
+        return torch.bmm(a, b) if bias is None else torch.baddbmm(bias, a, b)
+    out = _Product.apply(*(t.flatten(0, -2) for t in (a, b)))
+    if bias is not None:
+        out += bias.squeeze(0)  # before it becomes a view: the gradient would take three copies
+    return out.unsqueeze(0)
 
 
 class _Linear(torch.autograd.Function):
@@ -81,7 +108,7 @@ class _Linear(torch.autograd.Function):
         d_rows, d_x, d_weight = d_out.flatten(0, -2), None, None
         if ctx.needs_input_grad[1]:
             rows = (F.gelu(x) if ctx.gelu else x).flatten(0, -2)
-            d_weight = d_rows.t() @ rows  # oneDNN would copy d_rows
+            d_weight = _product_over_rows(d_rows, rows)
         if ctx.needs_input_grad[0]:
             d_x = product(d_out, weight.t())
             if ctx.gelu:

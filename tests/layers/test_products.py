@@ -7,14 +7,7 @@ from torch.nn import functional as F
 from nlnet_d2.layers import attention, products
 from nlnet_d2.layers.attention import attend
 from nlnet_d2.layers.mlp import Mlp
-from nlnet_d2.layers.products import (
-    Linear,
-    batched_product,
-    linear,
-    prefers_onednn,
-    product,
-    use_onednn,
-)
+from nlnet_d2.layers.products import Linear, linear, matmul, prefers_onednn, product, use_onednn
 
 
 @pytest.mark.parametrize("shape", [(7, 5), (2, 3, 5), (1, 2, 3, 5)])
@@ -69,22 +62,37 @@ def test_gradients_against_differences(monkeypatch, gelu):
     assert torch.autograd.gradcheck(products._Linear.apply, [*inputs, gelu])
 
 
+def test_gradients_of_products_against_differences(monkeypatch):
+    monkeypatch.setattr(products, "product", F.linear)
+    for shapes in (((3, 5), (5, 4)), ((4, 5), (5, 3))):  # the wider operand first and second
+        inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+        assert torch.autograd.gradcheck(products._Product.apply, inputs)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("bias", [None, (4, 1), (1,), "each"])
+@pytest.mark.parametrize("first_is_matrix", [True, False])
+def test_matmul(count, bias, first_is_matrix):
+    a = torch.randn(4, 5) if first_is_matrix else torch.randn(5, count, 4).permute(1, 2, 0)
+    b = torch.randn(count, 6, 5).mT if first_is_matrix or bias == "each" else torch.randn(5, 6)
+    inputs = [a, b] if bias is None else [a, b, torch.randn((count, 4, 1) if bias == "each" else bias)]
+    results = []
+    for flag in (False, True):
+        leaves = [t.clone().requires_grad_() for t in inputs]
+        with use_onednn(flag):
+            out = matmul(*leaves)
+            results.append((out, *torch.autograd.grad(out.square().sum(), leaves)))
+    expected = a @ b + (0 if bias is None else inputs[2])
+    for got in (results[0][0], results[1][0]):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    for got, other in zip(*results, strict=True):
+        torch.testing.assert_close(got, other, rtol=1e-5, atol=1e-4)
+
+
 def test_operands_in_any_layout():
     a, b = torch.randn(6, 3, 8).permute(1, 0, 2), torch.randn(8, 2, 7)[:, 0].t()
     for left in (a, a[..., ::2].repeat_interleave(2, -1), a.transpose(0, 1)):
         torch.testing.assert_close(product(left, b), left @ b.t(), rtol=1e-5, atol=1e-5)
-    with use_onednn(True):
-        for count in (1, 3):
-            with torch.no_grad():
-                got = batched_product(a[:count], a[:count].flip(1))
-            torch.testing.assert_close(got, a[:count] @ a[:count].flip(1).mT, rtol=1e-5, atol=1e-5)
-
-
-def test_batched_product_with_gradients():
-    a, b = (torch.randn(1, n, 4, dtype=torch.float64, requires_grad=True) for n in (3, 2))
-    with use_onednn(True):
-        assert torch.autograd.gradcheck(batched_product, (a, b))
-        assert batched_product(a.float(), b.float()).requires_grad
 
 
 @pytest.mark.parametrize("with_positions", [True, False])
