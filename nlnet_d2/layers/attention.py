@@ -9,7 +9,7 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from nlnet_d2.layers.products import is_recorded, matmul, plain, prefers_onednn, product
+from nlnet_d2.layers.products import add_product, is_recorded, matmul, plain, prefers_onednn
 from nlnet_d2.layers.switch import Switch
 
 # Numbers of the map that ``blocks`` forms at once, a few MB: they should stay in the cache. Of very large
@@ -130,11 +130,19 @@ def _keys(t: torch.Tensor, piece: tuple) -> torch.Tensor:
 
 def _map_of(piece, q_rows, k, rel_h, rel_w) -> torch.Tensor:
     """The softmax over the keys for a piece: (maps * heads, rows * qw, Lk)."""
-    logits = matmul(_queries(q_rows, piece) * k.shape[-1] ** -0.5, _keys(k, piece).mT)
-    if rel_h is not None:
-        grid = logits.view(*rel_h[piece].shape, rel_w.shape[-1])  # (maps, heads, rows, qw, kh, kw)
-        grid += rel_h[piece].unsqueeze(-1)
-        grid += rel_w[piece].unsqueeze(-2)
+    q, k = _queries(q_rows, piece) * k.shape[-1] ** -0.5, _keys(k, piece)
+    if rel_h is None or len(q) == 1 and prefers_onednn(q):
+        logits = matmul(q, k.mT)
+        if rel_h is not None:
+            grid = logits.view(*rel_h[piece].shape, rel_w.shape[-1])  # (maps, heads, rows, qw, kh, kw)
+            grid += rel_h[piece].unsqueeze(-1)
+            grid += rel_w[piece].unsqueeze(-2)
+    else:
+        logits = q.new_empty(*q.shape[:2], k.shape[1])
+        rel_h, rel_w = rel_h[piece].unsqueeze(-1), rel_w[piece].unsqueeze(-2)
+        # (maps, heads, rows, qw, kh, kw); first, since MKL is faster where it adds than where it writes.
+        torch.add(rel_h, rel_w, out=logits.view(*rel_h.shape[:5], rel_w.shape[5]))
+        add_product(logits, q, k.mT)
     return torch.softmax(logits, -1, out=logits)
 
 
@@ -158,29 +166,23 @@ class _Blocks(torch.autograd.Function):
         scale = k.shape[-1] ** -0.5
         d_q = torch.empty_like(q)
         d_rel = [torch.empty_like(t) for t in (rel_h, rel_w) if t is not None]
-        d_k, d_v = (t.new_empty(t.mT.shape) for t in (k, v))  # transposed, the faster product
-        for i, piece in enumerate(_pieces(q.shape, k.shape[2], QUERIES_BACKWARD)):
+        pieces = list(_pieces(q.shape, k.shape[2], QUERIES_BACKWARD))
+        one_map_each = len(pieces) >= q.shape[:2].numel()
+        transposed = one_map_each and prefers_onednn(q)  # the faster product
+        d_k, d_v = (t.new_empty(t.mT.shape).mT if transposed else t.new_empty(t.shape) for t in (k, v))
+        for i, piece in enumerate(pieces):
             part = kept[i] if kept else _map_of(piece, q, k, rel_h, rel_w)
             d_out_part, first = _queries(d_out, piece), piece[2].start == 0
-            _add_product(_keys(d_v, piece), d_out_part, part, first)
-            d_logits = matmul(d_out_part, _keys(v, piece).mT)  # after the softmax; before it:
-            d_logits.sub_((d_out_part * _queries(out, piece)).sum(-1, keepdim=True)).mul_(part)
+            add_product(_keys(d_v, piece), part.mT, d_out_part, first)
+            mean = (d_out_part * _queries(out, piece)).sum(-1, keepdim=True)
+            d_logits = matmul(d_out_part, _keys(v, piece).mT, -mean).mul_(part)
             if d_rel:
                 grid = d_logits.view(*rel_h[piece].shape, rel_w.shape[-1])  # (maps, heads, rows, qw, kh, kw)
                 d_rel[0][piece], d_rel[1][piece] = grid.sum(-1), grid.sum(-2)
-            _add_product(_keys(d_k, piece), _queries(q, piece) * scale, d_logits, first)
+            add_product(_keys(d_k, piece), d_logits.mT, _queries(q, piece) * scale, first)
             d_q[piece] = matmul(d_logits, _keys(k, piece)).mul_(scale).view_as(d_q[piece])
             del part, d_logits  # or they would still be there when the next are formed
-        return d_q.flatten(2, 3), d_k.mT, d_v.mT, *(d_rel or (None, None))
-
-
-def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor, first: bool) -> None:
-    """total += aT b, or = for the ``first``, for each of a batch: (B, M, N), (B, K, M), (B, K, N)."""
-    if len(a) == 1 and a.shape[2] < WIDE and prefers_onednn(a):  # it cannot add: a sum is a pass more
-        add = total.copy_ if first else total.add_
-        add(product(a[0].t().contiguous(), b[0].t()))
-    else:
-        total.baddbmm_(a.mT, b, beta=0 if first else 1)
+        return d_q.flatten(2, 3), d_k, d_v, *(d_rel or (None, None))
 
 
 IMPLEMENTATIONS = {f.__name__: f for f in (explicit, blocks, augmented)}

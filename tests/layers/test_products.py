@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from nlnet_d2.layers import attention, products
 from nlnet_d2.layers.attention import attend
 from nlnet_d2.layers.mlp import Mlp
-from nlnet_d2.layers.products import Linear, linear, matmul, prefers_onednn, product, use_onednn
+from nlnet_d2.layers.products import Linear, add_product, linear, matmul, prefers_onednn, product, use_onednn
 
 
 @pytest.mark.parametrize("shape", [(7, 5), (2, 3, 5), (1, 2, 3, 5)])
@@ -89,6 +89,19 @@ def test_matmul(count, bias, first_is_matrix):
         torch.testing.assert_close(got, other, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("rows", [4, 7])
+def test_add_product(count, rows):
+    """More and fewer rows than columns, and a sum that lies in memory as it is or transposed."""
+    a, b = torch.randn(count, rows, 6), torch.randn(count, 6, 5)
+    for flag in (False, True):
+        for total in (torch.full((count, rows, 5), torch.nan), torch.full((count, 5, rows), torch.nan).mT):
+            with use_onednn(flag):
+                add_product(total, a, b, first=True)
+                add_product(total, a, b)
+            torch.testing.assert_close(total, 2 * (a @ b), rtol=1e-5, atol=1e-5)
+
+
 def test_operands_in_any_layout():
     a, b = torch.randn(6, 3, 8).permute(1, 0, 2), torch.randn(8, 2, 7)[:, 0].t()
     for left in (a, a[..., ::2].repeat_interleave(2, -1), a.transpose(0, 1)):
@@ -126,4 +139,6 @@ def test_where_it_does_not_apply():
         compiled = torch.compile(lambda x: linear(x, weight), backend="eager", fullgraph=True)
         torch.testing.assert_close(compiled(x), F.linear(x, weight))
     with use_onednn(False):
-        assert not prefers_onednn(x)
+        assert not prefers_onednn(x) and not prefers_onednn(x, vector=True)
+    both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+    assert prefers_onednn(x, vector=True) == both and not prefers_onednn(x.double(), vector=True)
