@@ -176,12 +176,13 @@ class _Blocks(torch.autograd.Function):
             add_product(_keys(d_v, piece), part.mT, d_out_part, first)
             mean = (d_out_part * _queries(out, piece)).sum(-1, keepdim=True)
             d_logits = matmul(d_out_part, _keys(v, piece).mT, -mean).mul_(part)
+            del part  # or it would still be there when the next is formed
             if d_rel:
                 grid = d_logits.view(*rel_h[piece].shape, rel_w.shape[-1])  # (maps, heads, rows, qw, kh, kw)
                 d_rel[0][piece], d_rel[1][piece] = grid.sum(-1), grid.sum(-2)
             add_product(_keys(d_k, piece), d_logits.mT, _queries(q, piece) * scale, first)
             d_q[piece] = matmul(d_logits, _keys(k, piece)).mul_(scale).view_as(d_q[piece])
-            del part, d_logits  # or they would still be there when the next are formed
+            del d_logits
         return d_q.flatten(2, 3), d_k, d_v, *(d_rel or (None, None))
 
 

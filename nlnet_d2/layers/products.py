@@ -15,6 +15,9 @@ from torch.nn import functional as F
 
 from nlnet_d2.layers.switch import Switch
 
+# Of a sum to which oneDNN's product is added, formed at once: it is to stay in the cache.
+ROWS = 2**8
+
 _onednn = Switch("use of oneDNN", (True, False))
 use_onednn = _onednn.use
 
@@ -109,9 +112,11 @@ def add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor, first: bo
     if len(a) != 1 or not prefers_onednn(a):
         total.baddbmm_(a, b, beta=0 if first else 1)
         return
-    a, b = a[0], b[0].t()  # the wider is to be the second
-    term = product(a, b) if len(a) <= len(b) else product(b, a).t()
-    total.copy_(term) if first else total.add_(term)
+    a, b, total = a[0], b[0].t(), total[0]
+    if len(a) > len(b):  # the wider is to be the second
+        a, b, total = b, a, total.t()
+    for rows, some in zip(total.split(ROWS), a.split(ROWS), strict=True):
+        (rows.copy_ if first else rows.add_)(product(some, b))
 
 
 class _Linear(torch.autograd.Function):

@@ -91,8 +91,9 @@ def test_matmul(count, bias, first_is_matrix):
 
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("rows", [4, 7])
-def test_add_product(count, rows):
-    """More and fewer rows than columns, and a sum that lies in memory as it is or transposed."""
+def test_add_product(monkeypatch, count, rows):
+    """More and fewer rows than columns, and a sum that lies in memory as it is or transposed; in parts."""
+    monkeypatch.setattr(products, "ROWS", 3)
     a, b = torch.randn(count, rows, 6), torch.randn(count, 6, 5)
     for flag in (False, True):
         for total in (torch.full((count, rows, 5), torch.nan), torch.full((count, 5, rows), torch.nan).mT):
