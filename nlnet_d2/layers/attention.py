@@ -131,18 +131,16 @@ def _keys(t: torch.Tensor, piece: tuple) -> torch.Tensor:
 def _map_of(piece, q_rows, k, rel_h, rel_w) -> torch.Tensor:
     """The softmax over the keys for a piece: (maps * heads, rows * qw, Lk)."""
     q, k = _queries(q_rows, piece) * k.shape[-1] ** -0.5, _keys(k, piece)
-    if rel_h is None or len(q) == 1 and prefers_onednn(q):
-        logits = matmul(q, k.mT)
-        if rel_h is not None:
-            grid = logits.view(*rel_h[piece].shape, rel_w.shape[-1])  # (maps, heads, rows, qw, kh, kw)
-            grid += rel_h[piece].unsqueeze(-1)
-            grid += rel_w[piece].unsqueeze(-2)
-    else:
+    terms = () if rel_h is None else (rel_h[piece].unsqueeze(-1), rel_w[piece].unsqueeze(-2))
+    shape = torch.broadcast_shapes(*(term.shape for term in terms))  # (maps, heads, rows, qw, kh, kw)
+    if terms and (len(q) > 1 or not prefers_onednn(q)):
         logits = q.new_empty(*q.shape[:2], k.shape[1])
-        rel_h, rel_w = rel_h[piece].unsqueeze(-1), rel_w[piece].unsqueeze(-2)
-        # (maps, heads, rows, qw, kh, kw); first, since MKL is faster where it adds than where it writes.
-        torch.add(rel_h, rel_w, out=logits.view(*rel_h.shape[:5], rel_w.shape[5]))
-        add_product(logits, q, k.mT)
+        torch.add(*terms, out=logits.view(shape))  # first: MKL is faster where it adds than where it writes
+        logits.baddbmm_(q, k.mT)
+    else:
+        logits = matmul(q, k.mT)
+        for term in terms:
+            logits.view(shape).add_(term)
     return torch.softmax(logits, -1, out=logits)
 
 

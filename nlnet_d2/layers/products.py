@@ -95,7 +95,7 @@ def matmul(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None = None) -
     a or b may be a matrix, the same for all of the batch; bias: what expands to the result.
     """
     count = (a if a.ndim == 3 else b).shape[0]
-    if not prefers_onednn(a, vector=1 in (a.shape[-2], b.shape[-1])) or count != 1:
+    if is_recorded() or count != 1 or not prefers_onednn(a, vector=1 in (a.shape[-2], b.shape[-1])):
         a, b = a.expand(count, -1, -1), b.expand(count, -1, -1)
         return torch.bmm(a, b) if bias is None else torch.baddbmm(bias, a, b)
     out = _Product.apply(*(t.flatten(0, -2) for t in (a, b)))

@@ -1,5 +1,7 @@
 """Products by oneDNN are those of PyTorch, gradients too, in whatever way the operands lie in memory."""
 
+import warnings
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -126,6 +128,15 @@ def test_attention(monkeypatch, block, with_positions):
         results.append((out, *torch.autograd.grad(out.square().sum(), inputs)))
     for got, expected in zip(*results, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_trace_of_a_product_decides_nothing_by_its_sizes():
+    inputs = torch.randn(1, 5), torch.randn(1, 5, 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", torch.jit.TracerWarning)
+        traced = torch.jit.trace(matmul, inputs)
+    b = torch.randn(3, 5, 7)
+    torch.testing.assert_close(traced(inputs[0], b), inputs[0] @ b)
 
 
 def test_where_it_does_not_apply():
